@@ -1,0 +1,280 @@
+"""Configuration: one frozen dataclass per stage and objective, each with a fingerprint.
+
+A fingerprint names the layer or model that a configuration makes. What cannot change a result
+(device, worker counts) is not in a configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from rsseg.errors import InputError
+
+Proposals = Literal["sam", "superpixels"]
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How a raster is cut.
+
+    Args:
+        size: side of a tile in pixels, overlap included; a multiple of 16.
+        overlap: share of the size by which neighbours overlap, 0 to 0.75.
+    """
+
+    size: int = 256
+    overlap: float = 0.25
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The image-level classifier whose class activation maps (CAM) seed the pseudo-labels.
+
+    Args:
+        backbone: ``efficientnet_lite0`` (weights come with the installation) or any timm name.
+        weights: ImageNet weights: ``auto`` (those at hand, else none), ``none``, or a file.
+        output_stride: pixels per CAM cell: 8 or 16.
+        window: pixels the network should see at once; small tiles are taken in blocks.
+        halo: pixels of context around each window's cores; a multiple of 16.
+        epochs: passes over the tagged tiles; 0 = as many as make ``min_steps``.
+        min_steps: optimiser steps at the least, when ``epochs`` is 0.
+        batch_size: windows per optimiser step.
+        lr: AdamW's learning rate of the new layers; the backbone gets ``backbone_lr_factor`` of it.
+        backbone_lr_factor: share of ``lr`` for the pretrained layers.
+        weight_decay: AdamW's weight decay.
+        dropout: share of feature channels dropped in training.
+        seed: of weights, order and augmentation.
+    """
+
+    backbone: str = "efficientnet_lite0"
+    weights: str = "auto"
+    output_stride: int = 16
+    window: int = 256
+    halo: int = 32
+    epochs: int = 0
+    min_steps: int = 300
+    batch_size: int = 8
+    lr: float = 2e-3
+    backbone_lr_factor: float = 0.1
+    weight_decay: float = 1e-2
+    dropout: float = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CamConfig:
+    """Class activation maps at inference (METHODS: multi-scale, flips; SAN §4.3).
+
+    Args:
+        scales: input scales whose CAMs are summed.
+        flips: also the horizontally flipped image.
+        background_power: exponent of the background score (1 - max CAM)^power, where the classes
+            have a background (SAN eq. 9 applied to pixels).
+    """
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    flips: bool = True
+    background_power: float = 2.0
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Dense CRF (Krähenbühl and Koltun 2011).
+
+    Args:
+        iterations: mean-field steps; 0 leaves the CAM as it is.
+        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
+        gaussian_compat: weight of the smoothness kernel.
+        bilateral_sxy: spatial standard deviation of the appearance kernel, pixels.
+        bilateral_srgb: colour standard deviation of the appearance kernel, 8-bit levels.
+        bilateral_compat: weight of the appearance kernel.
+    """
+
+    iterations: int = 10
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 50.0
+    bilateral_srgb: float = 13.0
+    bilateral_compat: float = 10.0
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """Class-agnostic regions from Segment Anything (SAN §3.3.1) or superpixels.
+
+    Args:
+        proposals: ``sam`` or ``superpixels``.
+        points_per_side: prompts of SAM per side of a window.
+        min_area: smaller masks are dropped, pixels.
+        score: least predicted IoU of part masks.
+        whole_score: least predicted IoU of whole-object masks.
+        stability: least stability score.
+        nms: box IoU from which the lesser of two masks is dropped.
+        overlap: share of a mask that coarser masks may cover already.
+        superpixel_area: mean area of a superpixel, pixels.
+    """
+
+    proposals: Proposals = "sam"
+    points_per_side: int = 12
+    min_area: int = 100
+    score: float = 0.86
+    whole_score: float = 0.76
+    stability: float = 0.92
+    nms: float = 0.7
+    overlap: float = 0.3
+    superpixel_area: int = 250
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How CRF posteriors become labels (SAN §3.3.2, §3.3.3).
+
+    Args:
+        background_power: alpha of eq. 9, where the classes have a background.
+        min_confidence: pixels whose CRF posterior is lower and that no proposal covers stay
+            unlabelled (255), so the segmenter does not learn from them.
+    """
+
+    background_power: float = 1.0
+    min_confidence: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The segmenter.
+
+    Args:
+        arch: ``deeplabv3plus``, another architecture of segmentation-models-pytorch, or ``tiny``
+            (five convolutions; sees 17 pixels).
+        encoder: ``efficientnet_lite0``, ``resnet50`` … or any timm name after ``tu-``.
+        weights: ImageNet weights: ``auto``, ``none``, or a file.
+        window: side of the training crops and of the prediction windows, pixels; multiple of 32.
+        overlap: share of the window by which prediction windows overlap.
+        epochs: passes over the labelled tiles; 0 = as many as make ``min_steps``.
+        min_steps: optimiser steps at the least, when ``epochs`` is 0.
+        batch_size: crops per optimiser step, at least 2 (batch norm).
+        lr: AdamW's peak learning rate; the encoder gets ``encoder_lr_factor`` of it.
+        encoder_lr_factor: share of ``lr`` for the pretrained encoder.
+        weight_decay: AdamW's weight decay.
+        seed: of weights, order and augmentation.
+    """
+
+    arch: str = "deeplabv3plus"
+    encoder: str = "efficientnet_lite0"
+    weights: str = "auto"
+    window: int = 256
+    overlap: float = 0.25
+    epochs: int = 0
+    min_steps: int = 600
+    batch_size: int = 8
+    lr: float = 1e-3
+    encoder_lr_factor: float = 0.3
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+Config = (
+    TileConfig
+    | ClassifierConfig
+    | CamConfig
+    | CrfConfig
+    | ProposalConfig
+    | LabelConfig
+    | TrainConfig
+)
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 12 hexadecimal digits that stand for configurations and JSON-ready values."""
+    described = [
+        {type(part).__name__: asdict(part)} if isinstance(part, Config) else part for part in parts
+    ]
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_options(config: ConfigT, **options: Any) -> ConfigT:
+    """Return the configuration with those options changed that are not None."""
+    return replace(config, **{name: v for name, v in options.items() if v is not None})
+
+
+def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> ConfigT:
+    """Build a configuration from a TOML table.
+
+    Raises:
+        InputError: an unknown key, or a value of the wrong type.
+    """
+    known = {field.name: field for field in fields(kind)}
+    default = kind()
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"{source}: unknown key {key!r}; the keys are {', '.join(known)}")
+        values[key] = _like(getattr(default, key), value, f"{source}: {key}")
+    return kind(**values)
+
+
+def _like(example: object, value: object, what: str) -> object:
+    if isinstance(example, tuple) and isinstance(value, list):
+        return tuple(_like(example[0], item, what) for item in value)
+    if isinstance(example, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(example):
+        raise InputError(f"{what} = {value!r} is not a {type(example).__name__}")
+    return value
+
+
+SECTIONS: dict[str, type[Config]] = {
+    "tile": TileConfig,
+    "classifier": ClassifierConfig,
+    "cam": CamConfig,
+    "crf": CrfConfig,
+    "proposals": ProposalConfig,
+    "labels": LabelConfig,
+    "train": TrainConfig,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All configurations of a run; what ``--config FILE.toml`` fills in, one table for each."""
+
+    tile: TileConfig = TileConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    cam: CamConfig = CamConfig()
+    crf: CrfConfig = CrfConfig()
+    proposals: ProposalConfig = ProposalConfig()
+    labels: LabelConfig = LabelConfig()
+    train: TrainConfig = TrainConfig()
+
+    @classmethod
+    def load(cls, path: Path | None) -> Settings:
+        """Read a TOML file; None gives the defaults.
+
+        Raises:
+            InputError: no such file, no TOML, or an unknown table or key.
+        """
+        if path is None:
+            return cls()
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{path}: not a readable TOML file ({error})") from error
+        for name, table in tables.items():
+            if name not in SECTIONS or not isinstance(table, dict):
+                raise InputError(
+                    f"{path}: unknown table [{name}]; the tables are {', '.join(SECTIONS)}"
+                )
+        return cls(
+            **{  # type: ignore[arg-type]  # each table gives the dataclass of its own name
+                name: from_table(SECTIONS[name], table, f"{path} [{name}]")
+                for name, table in tables.items()
+            }
+        )

@@ -1,0 +1,1 @@
+"""The only floor that touches paths: rasters, vectors, the site."""

@@ -1,0 +1,1 @@
+"""Stages: what a tile's arrays become when no weights change."""

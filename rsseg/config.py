@@ -117,7 +117,8 @@ class ProposalConfig:
         stability: least stability score.
         nms: box IoU from which the lesser of two masks is dropped.
         overlap: share of a mask that coarser masks may cover already.
-        superpixel_area: mean area of a superpixel, pixels.
+        superpixel_scale: larger makes larger superpixels (Felzenszwalb and Huttenlocher).
+        superpixel_min_area: smaller superpixels join a neighbour, pixels.
     """
 
     proposals: Proposals = "sam"
@@ -128,7 +129,8 @@ class ProposalConfig:
     stability: float = 0.92
     nms: float = 0.7
     overlap: float = 0.3
-    superpixel_area: int = 250
+    superpixel_scale: float = 60.0
+    superpixel_min_area: int = 64
 
 
 @dataclass(frozen=True)

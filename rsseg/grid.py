@@ -49,7 +49,7 @@ class Window:
         )
 
     def clipped(self, shape: tuple[int, int]) -> Window:
-        """Return the part inside a raster of ``shape`` (height, width); empty windows have area 0."""
+        """Return the part inside a raster of ``shape`` (height, width); its area may be 0."""
         return self.intersection(Window(0, 0, *shape))
 
     def intersection(self, other: Window) -> Window:

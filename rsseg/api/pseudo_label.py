@@ -1,0 +1,256 @@
+"""pseudo_label: from tags to dense labels, by CAM, dense CRF and segment proposals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rsseg.config import ClassifierConfig, Settings, fingerprint
+from rsseg.errors import InputError
+from rsseg.grid import Tile, Tiling
+from rsseg.io.site import Scene, Site
+from rsseg.io.tag_table import is_tagged
+from rsseg.io.vector import Area
+from rsseg.learn.data import TagWindows
+from rsseg.learn.fit import Schedule, fit
+from rsseg.learn.tags import TagObjective
+from rsseg.nets.checkpoint import Card, save_checkpoint
+from rsseg.nets.classifier import Classifier
+from rsseg.nets.device import pick_device
+from rsseg.nets.weights import find, listing
+from rsseg.progress import SILENT, Progress
+from rsseg.run import run
+from rsseg.stages.cam import CamStage
+from rsseg.stages.crf import CrfStage
+from rsseg.stages.sam import LabelStage, MaskStage
+
+Until = Literal["cam", "crf", "sam"]
+
+
+def pseudo_label(
+    site: str | Path,
+    *,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    until: Until = "sam",
+    sam: str | None = None,
+    aoi: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 4,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> Site:
+    """Make the layer ``labels`` of a tagged site; each step is kept in the site and resumed.
+
+    Args:
+        site: the tagged site.
+        settings: of classifier, CAM, CRF, proposals and labels.
+        until: the last step: ``cam`` and ``crf`` make only those layers.
+        sam: SAM's weights, by registry name or path; None takes those at hand.
+        aoi: polygons that say where to label; everywhere by default.
+        device: where networks run.
+        batch_size: windows at a time for the CAMs.
+        workers: processes for the CRF and superpixels; all cores by default.
+        progress: shows what is going on.
+
+    Returns:
+        The site.
+
+    Raises:
+        InputError: no tags, no SAM weights, or polygons that do not meet the site.
+    """
+    opened = Site(site)
+    where = pick_device(device)
+    count = workers or os.cpu_count() or 1
+    chain = _Chain.plan(opened, settings, aoi)
+    weights = _sam_weights(settings, sam, until, progress)
+    checkpoint = _classifier(chain, where, progress)
+    cam = CamStage(
+        checkpoint,
+        settings.cam,
+        where,
+        batch_size,
+        settings.classifier.output_stride,
+        opened.classes.foreground,
+    )
+    cam_key = fingerprint(settings.cam, checkpoint.stem)
+    run(cam, opened, cam_key, chain.mixed, workers=1, progress=progress)
+    if until == "cam":
+        return opened
+    crf = CrfStage(
+        cam_key,
+        settings.crf,
+        opened.bands,
+        len(opened.classes),
+        opened.classes.background,
+        settings.cam.background_power,
+    )
+    crf_key = fingerprint(settings.crf, cam_key)
+    run(crf, opened, crf_key, chain.mixed, workers=count, progress=progress)
+    if until == "crf":
+        return opened
+    proposals = settings.proposals
+    if weights is None:
+        proposals = replace(proposals, proposals="superpixels")
+    masks = MaskStage(proposals, opened.bands, weights, str(where))
+    masks_key = fingerprint(
+        proposals, weights.name if weights else None, opened.bands.to_dict(), chain.geometry
+    )
+    run(masks, opened, masks_key, chain.mixed, workers=count, progress=progress)
+    labels = LabelStage(crf_key, masks_key, settings.labels, opened.classes.background)
+    labels_key = fingerprint(settings.labels, crf_key, masks_key, chain.area_key)
+    run(labels, opened, labels_key, chain.tagged, workers=1, progress=progress)
+    return opened
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Which windows the steps work on.
+
+    Args:
+        site: the site.
+        config: of the classifier; its window and halo are those of all steps.
+        tags: scene name → (rows, cols, K).
+        tilings: scene name → windows of n x n cores.
+        tagged: scene name → windows with a tagged core, inside the area of interest.
+        mixed: those of them whose tags allow more than one class.
+        area_key: stands for the area of interest.
+    """
+
+    site: Site
+    config: ClassifierConfig
+    tags: Mapping[str, NDArray[np.int8]]
+    tilings: Mapping[str, Tiling]
+    tagged: Mapping[str, Sequence[Tile]]
+    mixed: Mapping[str, Sequence[Tile]]
+    area_key: str | None
+
+    @classmethod
+    def plan(cls, site: Site, settings: Settings, aoi: str | Path | None) -> _Chain:
+        """Find the windows."""
+        tags = site.tags
+        config = settings.classifier
+        scenes = site.scenes
+        tilings = {name: windows_of(scene, config) for name, scene in scenes.items()}
+        areas = {} if aoi is None else _areas(scenes, Path(aoi))
+        tagged: dict[str, list[Tile]] = {name: [] for name in scenes}
+        mixed: dict[str, list[Tile]] = {name: [] for name in scenes}
+        for name, scene in scenes.items():
+            if aoi is not None and name not in areas:
+                continue
+            for tile in tilings[name]:
+                near = _tags_under(scene, tags[name], tile)
+                inside = aoi is None or areas[name].covers(tile.core)
+                if len(near) and inside:
+                    tagged[name].append(tile)
+                    if (near != 0).any(axis=0).sum() > 1:
+                        mixed[name].append(tile)
+        return cls(
+            site, config, tags, tilings, tagged, mixed, fingerprint(str(aoi)) if aoi else None
+        )
+
+    @property
+    def geometry(self) -> list[int]:
+        """Cores per window and halo, which decide what a network sees at once."""
+        tiling = next(iter(self.tilings.values()))
+        return [tiling.core, tiling.halo]
+
+
+def windows_of(scene: Scene, config: ClassifierConfig) -> Tiling:
+    """Return the windows that networks see: blocks of cores of about ``config.window`` pixels.
+
+    Each has ``config.halo`` pixels of context, but a scene that is one tile has none.
+    """
+    count = max(1, round(config.window / scene.tiling.core))
+    single = len(scene.tiling) == 1
+    return scene.tiling.merged(1 if single else count, 0 if single else config.halo)
+
+
+def _tags_under(scene: Scene, tags: NDArray[np.int8], tile: Tile) -> NDArray[np.int8]:
+    """Return the tags of the tagged cores of a window, (N, K)."""
+    near = np.array([tags[index] for index in scene.tiling.members(tile.core)])
+    return near[is_tagged(near)]
+
+
+def _areas(scenes: Mapping[str, Scene], aoi: Path) -> dict[str, Area]:
+    """Return the area of interest on each scene that it meets."""
+    areas: dict[str, Area] = {}
+    missed: InputError | None = None
+    for name, scene in scenes.items():
+        try:
+            areas[name] = Area(aoi, scene.grid)
+        except InputError as error:
+            missed = error
+    if not areas and missed is not None:
+        raise missed
+    return areas
+
+
+def _sam_weights(
+    settings: Settings, sam: str | None, until: Until, progress: Progress
+) -> Path | None:
+    if settings.proposals.proposals == "superpixels" or until != "sam":
+        return None
+    if sam is not None:
+        return find(sam)
+    at_hand = [one.path for one in listing() if "sam" in one.name and one.path is not None]
+    if at_hand:
+        return at_hand[0]
+    progress.warn(
+        "no SAM weights at hand: superpixels serve as proposals instead; for SAM run "
+        "rsseg weights fetch mobile_sam, or give --sam FILE"
+    )
+    return None
+
+
+def _classifier(chain: _Chain, device: torch.device, progress: Progress) -> Path:
+    """Return the checkpoint of the classifier of these tags, fitted now unless it was before."""
+    site, config = chain.site, chain.config
+    key = fingerprint(
+        config,
+        {name: tags.tolist() for name, tags in chain.tags.items()},
+        {name: scene.validation.tolist() for name, scene in site.scenes.items()},
+    )
+    path = site.models / f"classifier-{key}.safetensors"
+    if path.exists():
+        progress.detail(f"classifier {key} was fitted before")
+        return path
+    network = _fit_classifier(chain, site.models / f"classifier-{key}", device, progress)
+    card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)
+    save_checkpoint(path, network, card)
+    return path
+
+
+def _fit_classifier(
+    chain: _Chain, work: Path, device: torch.device, progress: Progress
+) -> Classifier:
+    site, config = chain.site, chain.config
+    torch.manual_seed(config.seed)
+    network = Classifier(config, len(site.bands), len(site.classes.foreground))
+    tiling = next(iter(chain.tilings.values()))
+    objective = TagObjective(network, config, tiling.halo, tiling.core // site.core)
+    train, held_back = (_tag_windows(chain, held) for held in (False, True))
+    schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
+    fit(objective, train, held_back, schedule, work, device, progress, "classifier")
+    return network
+
+
+def _tag_windows(chain: _Chain, validation: bool) -> TagWindows:
+    """Return the windows with a core to learn from, or to validate on; other cores are masked."""
+    site = chain.site
+    masked = {
+        name: np.where((scene.validation == validation)[..., None], chain.tags[name], np.int8(-1))
+        for name, scene in site.scenes.items()
+    }
+    windows = {
+        name: [tile for tile in tiling if len(_tags_under(site.scenes[name], masked[name], tile))]
+        for name, tiling in chain.tilings.items()
+    }
+    cell = chain.config.output_stride
+    return TagWindows(site, windows, masked, cell, chain.config.seed)

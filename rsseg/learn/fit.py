@@ -1,0 +1,219 @@
+"""fit: one objective, trained by Lightning, resumable from its last epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from rsseg.errors import RunError
+from rsseg.learn.data import Batches
+from rsseg.learn.objective import Batch, Objective
+from rsseg.nets.device import halving, training_precision
+from rsseg.progress import Progress, Step
+
+POLY_POWER = 0.9
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises to its peak."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in what order to train.
+
+    Args:
+        epochs: passes over the training samples; 0 = as many as make ``min_steps``.
+        min_steps: optimiser steps at the least, when ``epochs`` is 0.
+        batch_size: samples per step.
+        seed: of order, augmentation and dropout.
+    """
+
+    epochs: int
+    min_steps: int
+    batch_size: int
+    seed: int
+
+    def total_epochs(self, steps_per_epoch: int) -> int:
+        """Return the number of epochs."""
+        return self.epochs or math.ceil(self.min_steps / steps_per_epoch)
+
+
+def poly(step: int, total: int) -> float:
+    """Return the factor of the learning rate at a step: linear warm-up, then (1 - s/S)^0.9."""
+    warm = max(1, round(total * WARM_UP))
+    return min(1.0, (step + 1) / warm) * (1 - min(step, total) / total) ** POLY_POWER
+
+
+def fit(
+    objective: Objective,
+    train: Dataset[dict[str, Tensor]],
+    validation: Dataset[dict[str, Tensor]] | None,
+    schedule: Schedule,
+    work: Path,
+    device: torch.device,
+    progress: Progress,
+    label: str,
+) -> Path:
+    """Train an objective's network in place; go on from the last epoch found in ``work``.
+
+    Args:
+        objective: what to learn.
+        train: samples addressed by (epoch, index).
+        validation: held-back samples, or None.
+        schedule: how long.
+        work: folder of the resume file ``last.ckpt`` and of ``metrics.csv``.
+        device: where to train.
+        progress: shows the steps done.
+        label: what the progress bar calls it.
+
+    Returns:
+        The CSV of losses and scores per epoch.
+
+    Raises:
+        RunError: the loss is no longer a number.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+
+    def run(batch_size: int) -> None:
+        _fit(objective, train, validation, schedule, batch_size, work, device, progress, label)
+
+    with _quiet():
+        halving(run, schedule.batch_size, progress, least=2)
+    return work / "metrics.csv"
+
+
+def _fit(
+    objective: Objective,
+    train: Dataset[dict[str, Tensor]],
+    validation: Dataset[dict[str, Tensor]] | None,
+    schedule: Schedule,
+    batch_size: int,
+    work: Path,
+    device: torch.device,
+    progress: Progress,
+    label: str,
+) -> None:
+    samples: Any = train
+    batches = Batches(len(samples), batch_size, schedule.seed)
+    epochs = schedule.total_epochs(len(batches))
+    last = work / "last.ckpt"
+    total = epochs * len(batches)
+    with progress.step(label, total, "steps") as step:
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=training_precision(device),
+            max_epochs=epochs,
+            logger=CSVLogger(work, name="", version="", flush_logs_every_n_steps=1),
+            callbacks=[
+                _Report(step),
+                ModelCheckpoint(work, filename="last", enable_version_counter=False),
+            ],
+            gradient_clip_val=5.0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1_000_000,
+        )
+        trainer.fit(
+            _Loop(objective, batches, total, schedule.seed),
+            DataLoader(train, batch_sampler=batches),
+            _validation_loader(validation, batch_size),
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+
+
+def _validation_loader(
+    validation: Dataset[dict[str, Tensor]] | None, batch_size: int
+) -> DataLoader[dict[str, Tensor]] | None:
+    samples: Any = validation
+    if validation is None or len(samples) == 0:
+        return None
+    return DataLoader(validation, batch_sampler=Batches(len(samples), batch_size, 0, shuffle=False))
+
+
+class _Loop(LightningModule):
+    """Lightning's view of an objective; all that is random is drawn from (seed, epoch)."""
+
+    def __init__(self, objective: Objective, batches: Batches, total: int, seed: int) -> None:
+        super().__init__()
+        self.network: nn.Module = objective.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._objective = objective
+        self._batches = batches
+        self._total = total
+        self._seed = seed
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout too: an interrupted training ends like an undisturbed one.
+        self._batches.epoch = self.current_epoch
+        torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self._objective.loss(batch)
+        if not bool(torch.isfinite(loss)):
+            raise RunError(
+                f"training diverged in epoch {self.current_epoch} (loss {float(loss)}); "
+                "use a lower learning rate"
+            )
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._objective.validate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._objective.validation_scores())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimiser = torch.optim.AdamW(self._objective.parameter_groups())
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: poly(step, self._total)
+        )
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class _Report(Callback):
+    """Passes the steps and the loss on to the user."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step.advance(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        loss = trainer.callback_metrics.get("loss")
+        self._step.advance(1, None if loss is None else f"loss {float(loss):.3f}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's own remarks from the user; ours say what they need to know."""
+    logger = logging.getLogger("lightning.pytorch")
+    utilities = logging.getLogger("lightning.fabric")
+    levels = logger.level, utilities.level
+    logger.setLevel(logging.ERROR)
+    utilities.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(levels[0])
+        utilities.setLevel(levels[1])

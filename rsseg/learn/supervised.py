@@ -1,0 +1,54 @@
+"""Dense labels: the segmenter learns from pseudo-labels or from a class raster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from rsseg.classes import IGNORE
+from rsseg.config import TrainConfig
+from rsseg.learn.objective import Batch, two_speed_groups
+from rsseg.nets.segmenter import encoder_parameters
+
+
+class SupervisedObjective:
+    """Pixel-wise cross entropy.
+
+    Args:
+        network: (B, C, S, S) -> logits (B, K, S, S).
+        config: learning rates.
+        classes: number of classes K.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig, classes: int) -> None:
+        self.network = network
+        self._config = config
+        self._metric = MulticlassJaccardIndex(classes, ignore_index=IGNORE)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return two groups: the pretrained encoder learns more slowly."""
+        config = self._config
+        slow = list(encoder_parameters(self.network))
+        return two_speed_groups(
+            self.network, slow, config.lr, config.encoder_lr_factor, config.weight_decay
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross entropy over the labelled pixels; 0 where there is none."""
+        logits: Tensor = self.network(batch["image"]).float()
+        total = cross_entropy(logits, batch["label"], ignore_index=IGNORE, reduction="sum")
+        return total / (batch["label"] != IGNORE).sum().clamp(min=1)
+
+    def validate(self, batch: Batch) -> None:
+        """Take note of held-back crops."""
+        logits: Tensor = self.network(batch["image"]).float()
+        self._metric.update(logits.argmax(dim=1).cpu(), batch["label"].cpu())
+
+    def validation_scores(self) -> dict[str, float]:
+        """Return the mIoU against the labels trained on, which may be pseudo-labels."""
+        value = float(self._metric.compute())
+        self._metric.reset()
+        return {"val_miou": value}

@@ -1,0 +1,164 @@
+"""Class activation maps (CAM): the loss that makes them, their pooling, and how they are read out.
+
+A CAM is the classifier's last feature map before pooling, one channel per foreground class; its
+values are logits. torch is imported where a tensor comes in: the array functions also serve worker
+processes that never load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_EPS = 1e-5
+
+
+def normalise(cam: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the CAM's positive part, each class stretched by its minimum and maximum to [0, 1].
+
+    Args:
+        cam: (K, h, w) float32, any range.
+        present: (K,) bool, the classes in the image's label; or (K, h, w) bool where labels hold
+            for parts of the image only. Absent classes become 0 and a class is stretched by the
+            values where it is present.
+
+    Returns:
+        (K, h, w) float32 in [0, 1]; 1 is reached by every present class whose positive part
+        varies by 1e-5 or more, a constant one becomes 0.
+
+    Source: SAN (Remote Sens. 2025, 17, 808), section 4.3; IRN's and SEAM's code.
+    """
+    mask = present[:, None, None] if present.ndim == 1 else present
+    mask = np.broadcast_to(mask, cam.shape)
+    positive = np.maximum(cam, np.float32(0))
+    low = _extreme(np.min, positive, mask, np.inf)
+    high = _extreme(np.max, positive, mask, -np.inf)
+    stretched = (positive - low) / np.maximum(high - low, np.float32(_EPS))
+    return np.where(mask, stretched, np.float32(0))
+
+
+def multi_scale(
+    forward: Callable[[Tensor], Tensor],
+    image: Tensor,
+    scales: Sequence[float],
+    flips: bool,
+    output_size: tuple[int, int],
+) -> Tensor:
+    """Return the sum of the positive CAMs over image scales and horizontal flips.
+
+    Flipping the image flips the result where ``flips`` is on, whatever the network.
+
+    Args:
+        forward: images (B, C, H', W') to CAMs (B, K, h', w').
+        image: (B, C, H, W) float, normalised.
+        scales: factors of the image's size, each > 0; shrinking is antialiased.
+        flips: add the mirrored image's CAM, mirrored back.
+        output_size: (h, w) of the result.
+
+    Returns:
+        (B, K, h, w) float, at least 0, bilinear (pixel corners aligned as rasters are).
+
+    Source: SAN section 4.3 (scales and flips of PSA, CVPR 2018).
+    """
+    total: Tensor | None = None
+    for scale in scales:
+        scaled = _rescaled(image, scale)
+        cam = forward(scaled).relu()
+        if flips:
+            cam = cam + forward(scaled.flip(-1)).relu().flip(-1)
+        cam = _resized(cam, output_size)
+        total = cam if total is None else total + cam
+    assert total is not None, "no scales"
+    return total
+
+
+def with_background(cam: NDArray[np.float32], power: float, position: int) -> NDArray[np.float32]:
+    """Insert the background's score (1 - max_c CAM_c)^power as a class of its own.
+
+    Args:
+        cam: (K, H, W) float32 in [0, 1], the foreground classes, K >= 1.
+        power: exponent > 0; a larger one suppresses the background.
+        position: index that the background gets among the K + 1 classes.
+
+    Returns:
+        (K + 1, H, W) float32 in [0, 1].
+
+    Source: SAN eq. 9, on pixels instead of segments.
+    """
+    background = (1 - np.clip(cam.max(axis=0), 0, 1)) ** np.float32(power)
+    return np.insert(cam, position, background.astype(np.float32), axis=0)
+
+
+def multilabel_loss(logits: Tensor, tags: Tensor) -> Tensor:
+    """Return the multi-label soft margin loss, averaged over the tags that are known.
+
+    With every tag known this is torch's ``multilabel_soft_margin_loss`` (SAN eq. 6 with the
+    "1 +" that its print lacks); it is ln 2 at zero logits.
+
+    Args:
+        logits: (B, ..., K) float.
+        tags: same shape, any integer type: 1 present, 0 absent, -1 unknown (left out).
+
+    Returns:
+        Scalar; 0, with a gradient of 0, where no tag is known.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    known = (tags >= 0).to(logits.dtype)
+    target = tags.clamp(min=0).to(logits.dtype)
+    loss = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def pool(cam: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Return each tile core's logits: the mean of its CAM cells, weighted by validity.
+
+    Args:
+        cam: (B, K, h, w) float, over a block of ``count`` x ``count`` equal cores and no halo.
+        weight: (B, 1, h, w) float in [0, 1], share of valid pixels of each cell.
+        count: cores per side; divides h and w.
+
+    Returns:
+        (B, count, count, K) float, rows before columns; 0 for a core without a valid pixel.
+
+    Source: global average pooling of CAM (Zhou et al., CVPR 2016), per core.
+    """
+    from torch.nn.functional import avg_pool2d
+
+    height, width = cam.shape[-2:]
+    assert height % count == width % count == 0, (height, width, count)
+    kernel = (height // count, width // count)
+    total = avg_pool2d(cam * weight, kernel)
+    share = avg_pool2d(weight, kernel)
+    return (total / share.clamp(min=_EPS)).permute(0, 2, 3, 1)
+
+
+def _extreme(
+    reduce: Callable[..., NDArray[np.float32]],
+    values: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    empty: float,
+) -> NDArray[np.float32]:
+    """Minimum or maximum of (K, h, w) where the mask is set, (K, 1, 1); 0 where it never is."""
+    found = reduce(values, axis=(1, 2), keepdims=True, where=mask, initial=empty)
+    return np.where(np.isfinite(found), found, 0).astype(np.float32)
+
+
+def _rescaled(image: Tensor, scale: float) -> Tensor:
+    height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
+    return _resized(image, (height, width), antialias=scale < 1)
+
+
+def _resized(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Return (B, C, H, W) at another size; the same tensor where the size is the same."""
+    from torch.nn.functional import interpolate
+
+    if image.shape[-2:] == size:
+        return image
+    return interpolate(image, size, mode="bilinear", align_corners=False, antialias=antialias)

@@ -1,0 +1,65 @@
+"""Stage: what a tile's arrays become when no weights change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg.grid import Tile
+from rsseg.io.site import LayerSpec
+
+
+@dataclass(frozen=True)
+class TileData:
+    """What a stage sees of one tile; all arrays cover the tile's read window of S x S pixels.
+
+    Args:
+        tile: where it is.
+        image: (C, S, S) in the source's dtype.
+        valid: (S, S) whether a pixel was measured.
+        allowed: (K, S, S) whether the tags of the pixel's core allow a class; all of them where
+            nothing is known.
+        labelled: (S, S) whether the pixel's core is tagged at all.
+        layers: what earlier stages made, by name, in their cells.
+    """
+
+    tile: Tile
+    image: NDArray[Any]
+    valid: NDArray[np.bool_]
+    allowed: NDArray[np.bool_]
+    labelled: NDArray[np.bool_]
+    layers: Mapping[str, NDArray[Any]]
+
+
+class Stage(Protocol):
+    """What a tile's arrays become when no weights change.
+
+    It holds only configuration and paths, loads its network lazily, and pickles.
+    """
+
+    @property
+    def label(self) -> str:
+        """What the progress bar calls it."""
+
+    @property
+    def writes(self) -> LayerSpec:
+        """The layer it makes."""
+
+    @property
+    def reads(self) -> Mapping[str, str]:
+        """Name → fingerprint of the layers it needs."""
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles computed together."""
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether it gains from a pool of processes (no network, or one that holds the GIL)."""
+
+    def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[Any]]:
+        """Return the layer's values on each tile's core."""

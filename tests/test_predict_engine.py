@@ -1,0 +1,645 @@
+"""The prediction engine, with networks that are a line of numpy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter
+from shapely.geometry import box
+
+from rsseg.bands import Bands
+from rsseg.classes import Classes
+from rsseg.errors import InputError, RunError
+from rsseg.grid import Grid, window_starts
+from rsseg.io.blocks import BlockStore
+from rsseg.io.raster import Raster
+from rsseg.io.vector import Area
+from rsseg.ops.blend import axis_weights, fade_in
+from rsseg.progress import Silent
+from rsseg.stages.predict import (
+    Job,
+    decide,
+    default_block_rows,
+    nearest,
+    plan,
+    predict_blocks,
+    predict_map,
+    regrouped,
+)
+
+CLASSES = Classes(("roof", "tree", "other"), (7, 20, 3), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+BANDS = Bands((1, 2, 3), "uint8", (120.0,) * 3, (50.0,) * 3, (0, 1, 2), (0.0,) * 3, (255.0,) * 3)
+K = len(CLASSES)
+TRANSFORM = Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+
+
+# --- helpers ---------------------------------------------------------------------------------
+
+
+def make_raster(path: Path, height=230, width=310, *, nodata_box=None, transform=TRANSFORM):
+    """Write a smooth, random RGB GeoTIFF; in ``nodata_box`` (row and column slices) it is 0."""
+    rng = np.random.default_rng(7)
+    noise = uniform_filter(rng.normal(size=(3, height, width)), (0, 9, 9))
+    image = np.clip(120 + 350 * noise, 1, 255).astype(np.uint8)
+    if nodata_box is not None:
+        image[:, *nodata_box] = 0
+    profile = {
+        "driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8",
+        "crs": "EPSG:32633", "transform": transform, "nodata": 0,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(image)
+    return path
+
+
+def softmax(scores):
+    raised = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def local_filter(radius):
+    """A network that sees ``radius`` pixels around each pixel, zero beyond the window."""
+
+    def forward(images):
+        size = (0, 0, 2 * radius + 1, 2 * radius + 1)
+        return softmax(3 * uniform_filter(images.astype(np.float64), size, mode="constant"))
+
+    return forward
+
+
+def unsteady(images):
+    """A network whose answer depends on the place in the window and on the rest of the batch."""
+    side = images.shape[-1]
+    field = np.random.default_rng(side).normal(size=(K, side, side))
+    mixing = np.random.default_rng(1).normal(size=(K, images.shape[1]))
+    scores = np.einsum("kc,bcij->bkij", mixing, images) + field
+    return softmax(scores + images.mean(axis=0).sum() * 1e-4)
+
+
+def a_job(raster, window=64, overlap=0.25, batch_size=3, area=None):
+    return Job(raster, BANDS, K, window, overlap, batch_size, area)
+
+
+def blocks_of(job, forward, block_rows=64, **options):
+    blocks = dict(predict_blocks(job, forward, block_rows=block_rows, **options))
+    return np.concatenate([blocks[i] for i in sorted(blocks)], axis=1)
+
+
+def run(folder, job, forward=unsteady, **options):
+    """Predict into ``folder``; return the bytes of map and confidence."""
+    folder.mkdir(exist_ok=True)
+    out, confidence = folder / "map.tif", folder / "conf.tif"
+    options = {"classes": CLASSES, "fingerprint": "f", "block_rows": 64, "workers": 1} | options
+    predict_map(job, forward, out, confidence_out=confidence, **options)
+    assert {file.name for file in folder.iterdir()} == {"map.tif", "conf.tif"}
+    return out.read_bytes(), confidence.read_bytes()
+
+
+@pytest.fixture
+def raster(tmp_path):
+    return Raster(make_raster(tmp_path / "in.tif", nodata_box=(slice(40, 170), slice(90, 260))))
+
+
+class Stopping:
+    """A forward that is interrupted at its n-th call."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, images):
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return unsteady(images)
+
+
+# --- blending weights ------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.75))
+def test_weights_are_a_partition_of_unity(length, size, overlap):
+    shared = round(size * overlap)
+    if shared == size:
+        shared = size - 1
+    starts = window_starts(length, size, size - shared)
+    weights = axis_weights(starts, size, shared)
+    assert weights.dtype == np.float32
+    assert weights.min() >= 0
+    total = np.zeros(starts[-1] + size)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + size] += weight
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_weights_worked_by_hand():
+    assert fade_in(8, 4).tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
+    assert axis_weights([0], 4, 2).tolist() == [[1, 1, 1, 1]]
+    first, last = axis_weights([0, 4], 8, 4)
+    assert first.tolist() == [1, 1, 1, 1, 1, 0.75, 0.25, 0]
+    assert last.tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
+    assert axis_weights([0, 5, 10], 5, 0).tolist() == [[1] * 5] * 3
+
+
+# --- what a pixel gets -----------------------------------------------------------------------
+
+
+def test_decide():
+    scores = np.array([[[0.2, 0.5, 0.4]], [[0.8, 0.5, 0.6]]], np.float32)
+    labels, confidence = decide(scores, np.array([[True, True, False]]))
+    assert labels.tolist() == [[1, 0, 255]]
+    assert confidence.tolist() == [[round(0.8 * 254), 127, 255]]
+
+
+def whole(raster, forward):
+    """The answer of a network that sees the whole raster at once."""
+    image, valid = raster.read(raster.grid.window)
+    scores = forward(BANDS.normalise(image, valid)[None])[0]
+    second, first = np.sort(scores, axis=0)[-2:]
+    return decide(scores, valid), valid & (first - second > 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap"), [(64, 0.25), (64, 0.5), (96, 0.75), (128, 0.25), (400, 0.25)]
+)
+def test_tiled_is_whole_for_a_local_filter(raster, window, overlap):
+    forward = local_filter(radius=3 * round(window * overlap) // 8)
+    tiled = blocks_of(a_job(raster, window, overlap), forward)
+    expected, clear = whole(raster, forward)
+    np.testing.assert_array_equal(tiled[0][clear], expected[0][clear])
+    assert np.abs(tiled[1].astype(int) - expected[1]).max() <= 1
+    assert clear.mean() > 0.5
+
+
+@pytest.mark.parametrize("window", [64, 128, 256])
+def test_tiled_is_nearly_whole_for_a_field_of_half_the_overlap(tmp_path, window):
+    raster = Raster(make_raster(tmp_path / "in.tif", 500, 500))
+    forward = local_filter(radius=window // 8)
+    tiled = blocks_of(a_job(raster, window, 0.25), forward)
+    expected, _ = whole(raster, forward)
+    assert (tiled[0] == expected[0]).mean() >= 0.995
+
+
+def test_no_overlap(raster):
+    forward = local_filter(radius=0)
+    expected, clear = whole(raster, forward)
+    np.testing.assert_array_equal(
+        blocks_of(a_job(raster, 64, 0.0), forward)[0][clear], expected[0][clear]
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (20, 30), (64, 64), (65, 63), (1, 1)])
+def test_small_and_thin_rasters(tmp_path, shape):
+    raster = Raster(make_raster(tmp_path / "in.tif", *shape))
+    forward = local_filter(radius=2)
+    tiled = blocks_of(a_job(raster), forward)
+    expected, clear = whole(raster, forward)
+    assert tiled.shape == (2, *shape)
+    np.testing.assert_array_equal(tiled[0][clear], expected[0][clear])
+
+
+def test_nodata_stays_255_and_empty_windows_are_skipped(raster):
+    job, seen, ticks = a_job(raster), [], []
+
+    def forward(images):
+        seen.append(len(images))
+        return unsteady(images)
+
+    labels, confidence = blocks_of(job, forward, tick=lambda: ticks.append(1))
+    valid = raster.valid(raster.grid.window)
+    assert (labels[valid] < K).all()
+    assert (confidence[valid] < 255).all()
+    assert (labels[~valid] == 255).all()
+    assert (confidence[~valid] == 255).all()
+    assert sum(seen) < len(job.rows) * len(job.cols) == len(ticks)
+    assert max(seen) <= job.batch_size
+
+
+def test_a_raster_without_any_valid_pixel(tmp_path):
+    everything = (slice(None), slice(None))
+    raster = Raster(make_raster(tmp_path / "in.tif", 100, 90, nodata_box=everything))
+    run(tmp_path / "out", a_job(raster), forward=Stopping(0))
+    with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
+        assert (dataset.read() == 255).all()
+
+
+def area_of(folder, raster, rows, cols):
+    (left, top), (right, bottom) = (raster.grid.transform * p for p in zip(cols, rows, strict=True))
+    outline = geopandas.GeoSeries([box(left, bottom, right, top)], crs=raster.grid.crs)
+    outline.to_file(folder / "aoi.gpkg")
+    return Area(folder / "aoi.gpkg", raster.grid)
+
+
+def test_area(tmp_path, raster):
+    area = area_of(tmp_path, raster, rows=(10, 60), cols=(20, 100))
+    job, calls = a_job(raster, area=area), []
+    labels = blocks_of(job, lambda images: calls.append(len(images)) or unsteady(images))[0]
+    inside = np.zeros(labels.shape, bool)
+    inside[10:60, 20:100] = True
+    np.testing.assert_array_equal(labels < K, inside & raster.valid(raster.grid.window))
+    # Windows begin at 0, 48, 96 …: rows 0 and 48, columns 0, 48 and 96 meet the area.
+    assert calls == [3, 2]  # the sixth window holds only nodata where it meets the area
+
+
+# --- blocks, workers and interruptions change nothing ----------------------------------------
+
+
+@pytest.fixture
+def reference(tmp_path, raster):
+    return run(tmp_path / "reference", a_job(raster), workers=0, block_rows=1000)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("block_rows", [64, 128, 1000, 37])
+def test_bytes_do_not_depend_on_blocks_and_workers(
+    tmp_path, raster, reference, block_rows, workers
+):
+    job = a_job(raster)
+    assert run(tmp_path / "out", job, block_rows=block_rows, workers=workers) == reference
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.7])
+def test_single_blocks_equal_those_of_a_whole_run(raster, overlap):
+    job = a_job(raster, overlap=overlap)
+    every = dict(predict_blocks(job, unsteady, block_rows=64))
+    for wanted in ([2], [0, 3], [1, 2]):
+        some = dict(predict_blocks(job, unsteady, block_rows=64, wanted=wanted))
+        assert list(some) == wanted
+        for index, block in some.items():
+            np.testing.assert_array_equal(block, every[index])
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 4, 6, 8, 10])
+def test_interrupted_and_resumed_gives_the_same_bytes(tmp_path, raster, reference, calls):
+    job, folder = a_job(raster), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, job, Stopping(calls))
+    assert not list(folder.glob("*.tif"))
+    assert run(folder, job) == reference
+
+
+def test_interrupted_again_and_again_goes_on(tmp_path, raster, reference):
+    job, folder = a_job(raster), tmp_path / "out"
+    for _ in range(20):
+        try:
+            # No single attempt reaches the end.
+            assert run(folder, job, Stopping(6), workers=3) == reference
+            break
+        except KeyboardInterrupt:
+            pass
+    else:
+        pytest.fail("nothing was kept from one attempt to the next")
+
+
+def test_killed_between_confidence_and_map(tmp_path, raster, reference, monkeypatch):
+    job, folder = a_job(raster), tmp_path / "out"
+    original = Classes.to_ids
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classes, "to_ids", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, job)
+    assert (folder / "conf.tif").exists()
+    assert not (folder / "map.tif").exists()
+    monkeypatch.setattr(Classes, "to_ids", original)
+    assert run(folder, job, Stopping(0)) == reference
+
+
+def run_slowly(source: str, folder: str) -> None:
+    """Predict with pauses; a subprocess runs this to be killed."""
+
+    def forward(images):
+        time.sleep(0.2)
+        return unsteady(images)
+
+    run(Path(folder), a_job(Raster(source)), forward)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path, raster, reference):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    process = start("run_slowly", str(raster.path), str(folder))
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("map.tif.partial/*.block")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(folder.glob("*.tif"))
+    assert run(folder, a_job(raster), Stopping(10)) == reference
+
+
+def test_blocks_of_another_network_or_raster_are_not_reused(tmp_path, raster, reference):
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, a_job(raster), Stopping(8), fingerprint="another")
+    assert list(folder.glob("map.tif.partial/*.block"))
+    assert run(folder, a_job(raster)) == reference
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, a_job(raster), Stopping(8), overwrite=True)
+    os.utime(raster.path, (0, 0))
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, a_job(raster), Stopping(0), overwrite=True)
+    assert run(folder, a_job(raster), overwrite=True) == reference
+
+
+def start(function, *arguments):
+    """Run a function of this file in another process."""
+    code = f"import {Path(__file__).stem} as t, sys; t.{function}(*sys.argv[1:])"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50))
+def test_regrouped_keeps_every_row(heights, rows):
+    total = sum(heights)
+    image = np.arange(total * 2, dtype=np.uint8).reshape(1, total, 2)
+    strips = np.split(image, np.cumsum(heights)[:-1], axis=1)
+    cut = list(regrouped(strips, rows))
+    assert all(strip.shape[1] == rows for strip in cut[:-1])
+    np.testing.assert_array_equal(np.concatenate(cut, axis=1), image)
+
+
+# --- the map ---------------------------------------------------------------------------------
+
+
+def test_the_map_is_on_the_source_grid_with_ids_and_colours(tmp_path, raster):
+    run(tmp_path / "out", a_job(raster), tags={"RSSEG_MODEL": "toy"})
+    labels, confidence = blocks_of(a_job(raster), unsteady)
+    with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
+        assert (dataset.crs.to_epsg(), dataset.transform) == (32633, TRANSFORM)
+        assert (dataset.nodata, dataset.dtypes) == (255, ("uint8",))
+        assert dataset.colormap(1)[20] == (0, 255, 0, 255)
+        assert dataset.tags()["RSSEG_MODEL"] == "toy"
+        np.testing.assert_array_equal(dataset.read(1), CLASSES.to_ids(labels))
+    with rasterio.open(tmp_path / "out" / "conf.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), confidence)
+
+
+def test_a_resampled_prediction_is_written_on_the_source_grid(tmp_path, raster):
+    coarse = Raster(raster.path, ground_sample_distance=1.3)
+    area = area_of(tmp_path, raster, rows=(11, 200), cols=(3, 301))
+    job = a_job(coarse, area=Area(area.path, coarse.grid))
+    run(tmp_path / "out", job, source=raster)
+    predicted = blocks_of(job, unsteady)[0]
+    with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
+        assert (dataset.shape, dataset.transform) == ((230, 310), TRANSFORM)
+        drawn = CLASSES.from_ids(dataset.read(1))
+    centres = TRANSFORM * (np.arange(310) + 0.5, np.full(310, 0.5))
+    cols = np.floor((~coarse.grid.transform * centres)[0]).astype(int)
+    centres = TRANSFORM * (np.full(230, 0.5), np.arange(230) + 0.5)
+    rows = np.floor((~coarse.grid.transform * centres)[1]).astype(int)
+    wanted = raster.valid(raster.grid.window) & area.mask(raster.grid.window)
+    np.testing.assert_array_equal(drawn, np.where(wanted, predicted[rows[:, None], cols], 255))
+    assert (drawn[wanted] < K).mean() > 0.95
+
+
+def test_nearest():
+    fine = Grid((5, 7), Affine(2, 0, 100, 0, -2, 50))
+    coarse = Grid((2, 3), fine.transform * Affine.scale(2.5))
+    rows, cols = nearest(fine, coarse)
+    assert rows.tolist() == [0, 0, 1, 1, 1]
+    assert cols.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    rows, _ = nearest(coarse, fine)
+    assert rows.tolist() == [1, 3]
+
+
+def test_existing_files_are_refused_before_anything_is_predicted(tmp_path, raster):
+    job, folder = a_job(raster), tmp_path / "out"
+    run(folder, job)
+    before = (folder / "map.tif").stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"map\.tif: exists already"):
+        run(folder, job, Stopping(0))
+    (folder / "map.tif").rename(folder / "other.tif")
+    with pytest.raises(InputError, match=r"conf\.tif: exists already"):
+        run(folder, job, Stopping(0))
+    assert {file.name for file in folder.iterdir()} == {"other.tif", "conf.tif"}
+    assert (folder / "other.tif").stat().st_mtime_ns == before
+    (folder / "other.tif").rename(folder / "map.tif")
+    run(folder, job, overwrite=True)
+
+
+def test_map_and_confidence_must_differ(tmp_path, raster):
+    out = tmp_path / "a.tif"
+    with pytest.raises(InputError, match="two files"):
+        predict_map(
+            a_job(raster), unsteady, out, classes=CLASSES, fingerprint="f", confidence_out=out
+        )
+
+
+def test_a_map_alone(tmp_path, raster, reference):
+    out = tmp_path / "alone.tif"
+    predict_map(a_job(raster), unsteady, out, classes=CLASSES, fingerprint="f")
+    assert out.read_bytes() == reference[0]
+
+
+class Counting(Silent):
+    """A progress that remembers how much was done, before and now."""
+
+    def __init__(self):
+        self.total = self.before = self.now = 0
+
+    def step(self, label, total, unit, done=0):
+        self.total, self.before = total, done
+        return super().step(label, total, unit, done)
+
+
+def test_progress_knows_what_an_earlier_run_did(tmp_path, raster):
+    job, folder, shown = a_job(raster), tmp_path / "out", Counting()
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, job, Stopping(8), progress=shown)
+    assert (shown.total, shown.before) == (len(job.rows) * len(job.cols), 0)
+    run(folder, job, progress=shown)
+    assert 0 < shown.before < shown.total
+
+
+# --- the plan --------------------------------------------------------------------------------
+
+
+def test_plan(tmp_path, raster):
+    job = a_job(raster)
+    planned = plan(job, confidence=True, block_rows=64)
+    assert (planned.shape, planned.windows, planned.blocks) == ((230, 310), (5, 7), 4)
+    written = sum(map(len, run(tmp_path / "out", job)))
+    assert written <= planned.output_bytes
+    assert planned.scratch_bytes >= 2 * 230 * 310
+    assert planned.memory_bytes > 0
+
+
+def test_plan_on_the_source_grid(raster):
+    coarse = Raster(raster.path, ground_sample_distance=1.3)
+    planned = plan(a_job(coarse), source=raster)
+    assert (planned.shape, planned.predicted_shape) == ((230, 310), coarse.grid.shape)
+
+
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    low, high = (
+        plan(a_job(Raster(make_raster(tmp_path / f"{h}.tif", h, 50))), block_rows=64)
+        for h in (300, 3000)
+    )
+    assert low.memory_bytes == high.memory_bytes
+
+
+@given(st.integers(1, 10_000_000))
+def test_default_block_rows(width):
+    rows = default_block_rows(width)
+    assert rows % 64 == 0
+    assert 64 <= rows <= 2048
+
+
+# --- the store -------------------------------------------------------------------------------
+
+
+def a_store(path, fingerprint="f", **options):
+    return BlockStore(
+        path,
+        **({"fingerprint": fingerprint, "count": 1, "shape": (10, 3), "block_rows": 4} | options),
+    )
+
+
+def filled(path):
+    store = a_store(path)
+    store.write(0, np.full((1, 4, 3), 1, np.uint8))
+    store.write(2, np.full((1, 2, 3), 3, np.uint8))
+    return store
+
+
+def test_a_store_is_continued(tmp_path):
+    store = filled(tmp_path / "s")
+    assert (len(store), store.missing()) == (3, [1])
+    again = a_store(tmp_path / "s")
+    assert again.missing() == [1]
+    assert (again.read(2) == 3).all()
+    again.write(1, np.full((1, 4, 3), 2, np.uint8))
+    assert again.rows(3, 9)[0, :, 0].tolist() == [1, 2, 2, 2, 2, 3]
+    again.remove()
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("other", [{"fingerprint": "g"}, {"block_rows": 5}, {"shape": (10, 4)}])
+def test_a_store_of_something_else_is_begun_anew(tmp_path, other):
+    filled(tmp_path / "s")
+    store = a_store(tmp_path / "s", **other)
+    assert store.missing() == list(range(len(store)))
+    assert a_store(tmp_path / "s").missing() == [1], "nothing is lost before there is something new"
+    store.write(1, np.zeros(store._block_shape(1), np.uint8))
+    assert 1 not in store.missing()
+    assert a_store(tmp_path / "s").missing() == [0, 1, 2]
+
+
+def test_a_folder_of_the_users_is_left_alone(tmp_path, raster):
+    folder = tmp_path / "out" / "map.tif.partial"
+    folder.mkdir(parents=True)
+    (folder / "store.json").write_text(json.dumps({"mine": True}))
+    (folder / "000000.block").write_text("mine, too")
+    with pytest.raises(InputError, match=r"map\.tif\.partial is in the way"):
+        run(tmp_path / "out", a_job(raster))
+    assert len(list(folder.iterdir())) == 2
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="in the way"):
+        a_store(tmp_path / "file")
+
+
+def test_files_of_others_in_the_store_survive_its_end(tmp_path):
+    store = filled(tmp_path / "s")
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    store.remove()
+    assert [file.name for file in (tmp_path / "s").iterdir()] == ["notes.txt"]
+
+
+def test_a_store_killed_at_birth_is_continued(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "store.json.new").write_text("{")
+    assert filled(tmp_path / "s").missing() == [1]
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    store = a_store(tmp_path / "gone" / "s")
+    with pytest.raises(RunError, match="what is done is kept"):
+        store.write(0, np.zeros((1, 4, 3), np.uint8))
+
+
+def test_an_unfinished_block_is_missing_and_a_damaged_one_is_dropped(tmp_path):
+    store = filled(tmp_path / "s")
+    (tmp_path / "s" / "000001.block.new").write_bytes(b"half")
+    assert store.missing() == [1]
+    (tmp_path / "s" / "000000.block").write_bytes(b"")
+    with pytest.raises(RunError, match="run again"):
+        store.read(0)
+    assert store.missing() == [0, 1]
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+SIDE, LIMIT = 20_000, 1.5e9
+
+
+def make_large(path: Path, side: int) -> None:
+    rng = np.random.default_rng(0)
+    tile = uniform_filter(rng.uniform(1, 255, (3, 512, 512)), (0, 16, 16)).astype(np.uint8) // 8 * 8
+    profile = {
+        "driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8",
+        "crs": "EPSG:32633", "transform": TRANSFORM, "tiled": True, "blockxsize": 512,
+        "blockysize": 512, "compress": "deflate", "zlevel": 1, "interleave": "pixel",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as target:
+        for _, window in target.block_windows(1):
+            target.write(tile[:, : window.height, : window.width], window=window)
+
+
+def tiny_network():
+    import torch
+
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, K, 3, padding=1).eval()
+
+    @torch.inference_mode()
+    def forward(images):
+        return torch.softmax(conv(torch.from_numpy(images)), dim=1).numpy()
+
+    return forward
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held; unlike getrusage's, without its parent's share."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def predict_large(source: str, out: str) -> None:
+    """Predict and print the peak; a subprocess of its own runs this."""
+    job = a_job(Raster(source), window=512, overlap=0.125, batch_size=4)
+    predict_map(job, tiny_network(), Path(out), classes=CLASSES, fingerprint="f")
+    print(peak_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_of_a_large_raster(tmp_path):
+    make_large(tmp_path / "large.tif", SIDE)
+    process = start("predict_large", str(tmp_path / "large.tif"), str(tmp_path / "map.tif"))
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert int(printed) < LIMIT

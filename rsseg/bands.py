@@ -76,5 +76,8 @@ class Bands:
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Bands:
         """Build from what ``to_dict`` returned, through JSON or not."""
-        values = {field.name: description[field.name] for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = description[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)

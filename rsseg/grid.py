@@ -19,6 +19,9 @@ from rsseg.errors import InputError
 TILE_MULTIPLE = 16
 """Tile cores are whole numbers of the classifier's coarsest CAM cells (output stride 16)."""
 
+_SAME_PIXEL = 1e-3
+"""Grids whose corners lie closer than this, in pixels, are the same."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -87,7 +90,7 @@ class Grid:
 
     def __getitem__(self, window: Window) -> Grid:
         corner = Affine.translation(window.col, window.row)
-        return Grid((window.height, window.width), self.transform * corner, self.crs)
+        return Grid((window.height, window.width), self.transform @ corner, self.crs)
 
     @property
     def window(self) -> Window:
@@ -104,7 +107,7 @@ class Grid:
         """Map coordinates of the four outer corners, counter-clockwise in pixel order."""
         height, width = self.shape
         return tuple(
-            self.transform * point for point in ((0, 0), (0, height), (width, height), (width, 0))
+            self.transform @ point for point in ((0, 0), (0, height), (width, height), (width, 0))
         )
 
     @property
@@ -113,10 +116,20 @@ class Grid:
         xs, ys = zip(*self.corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
+    def coincides(self, other: Grid) -> bool:
+        """Return whether both have the same pixels, up to a thousandth of a pixel."""
+        if self.shape != other.shape or not _same_crs(self.crs, other.crs):
+            return False
+        if self.transform.is_degenerate or other.transform.is_degenerate:
+            return self.transform == other.transform
+        to_pixels = ~other.transform
+        pairs = zip(self.corners, other.corners, strict=True)
+        return all(math.dist(to_pixels @ one, to_pixels @ two) < _SAME_PIXEL for one, two in pairs)
+
     def coarsened(self, factor: int) -> Grid:
         """Return the grid of cells of ``factor`` x ``factor`` pixels (outer cells may overhang)."""
         height, width = (math.ceil(side / factor) for side in self.shape)
-        return Grid((height, width), self.transform * Affine.scale(factor), self.crs)
+        return Grid((height, width), self.transform @ Affine.scale(factor), self.crs)
 
     @cached_property
     def ground_sample_distance(self) -> float | None:
@@ -130,7 +143,7 @@ class Grid:
 
         height, width = self.shape
         row, col = height / 2, width / 2
-        points = [self.transform * p for p in ((col, row), (col + 1, row), (col, row + 1))]
+        points = [self.transform @ p for p in ((col, row), (col + 1, row), (col, row + 1))]
         crs = CRS.from_wkt(self.crs)
         if not (crs.is_geographic or crs.is_projected):
             return math.sqrt(abs(self.transform.determinant))
@@ -144,6 +157,14 @@ class Grid:
         )
         steps = [geod.inv(lon, lat, *end)[2] for end in (right, below)]
         return math.sqrt(steps[0] * steps[1])
+
+
+def _same_crs(first: str | None, second: str | None) -> bool:
+    if first is None or second is None or first == second:
+        return first == second
+    from pyproj import CRS
+
+    return bool(CRS.from_wkt(first) == CRS.from_wkt(second))
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_a_raster_without_any_valid_pixel(tmp_path):
 
 
 def area_of(folder, raster, rows, cols):
-    (left, top), (right, bottom) = (raster.grid.transform * p for p in zip(cols, rows, strict=True))
+    (left, top), (right, bottom) = (raster.grid.transform @ p for p in zip(cols, rows, strict=True))
     outline = geopandas.GeoSeries([box(left, bottom, right, top)], crs=raster.grid.crs)
     outline.to_file(folder / "aoi.gpkg")
     return Area(folder / "aoi.gpkg", raster.grid)
@@ -407,10 +407,10 @@ def test_a_resampled_prediction_is_written_on_the_source_grid(tmp_path, raster):
     with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
         assert (dataset.shape, dataset.transform) == ((230, 310), TRANSFORM)
         drawn = CLASSES.from_ids(dataset.read(1))
-    centres = TRANSFORM * (np.arange(310) + 0.5, np.full(310, 0.5))
-    cols = np.floor((~coarse.grid.transform * centres)[0]).astype(int)
-    centres = TRANSFORM * (np.full(230, 0.5), np.arange(230) + 0.5)
-    rows = np.floor((~coarse.grid.transform * centres)[1]).astype(int)
+    centres = TRANSFORM @ (np.arange(310) + 0.5, np.full(310, 0.5))
+    cols = np.floor((~coarse.grid.transform @ centres)[0]).astype(int)
+    centres = TRANSFORM @ (np.full(230, 0.5), np.arange(230) + 0.5)
+    rows = np.floor((~coarse.grid.transform @ centres)[1]).astype(int)
     wanted = raster.valid(raster.grid.window) & area.mask(raster.grid.window)
     np.testing.assert_array_equal(drawn, np.where(wanted, predicted[rows[:, None], cols], 255))
     assert (drawn[wanted] < K).mean() > 0.95
@@ -418,7 +418,7 @@ def test_a_resampled_prediction_is_written_on_the_source_grid(tmp_path, raster):
 
 def test_nearest():
     fine = Grid((5, 7), Affine(2, 0, 100, 0, -2, 50))
-    coarse = Grid((2, 3), fine.transform * Affine.scale(2.5))
+    coarse = Grid((2, 3), fine.transform @ Affine.scale(2.5))
     rows, cols = nearest(fine, coarse)
     assert rows.tolist() == [0, 0, 1, 1, 1]
     assert cols.tolist() == [0, 0, 1, 1, 1, 2, 2]

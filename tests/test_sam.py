@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -37,9 +36,6 @@ from rsseg.nets.sam import (
 )
 from rsseg.ops.segments import PART, SUBPART, WHOLE
 
-DATA = Path(os.environ.get("RSSEG_TEST_DATA", Path(__file__).parents[2] / "shared"))
-CHECKPOINT = DATA / "weights" / "mobile_sam.pt"
-BANEPA = DATA / "data" / "ortho" / "banepa"
 TILE = 256
 
 EMBED_DIMS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
@@ -335,16 +331,16 @@ class Roof(NamedTuple):
     point: NDArray[np.float64]  # (1, 2) x, y in pixels
 
 
-def largest_compact_roofs(count: int) -> list[Roof]:
+def largest_compact_roofs(folder: Path, count: int) -> list[Roof]:
     """The largest buildings with an isoperimetric quotient of 0.75 or more that fit in a tile."""
     roofs: list[Roof] = []
-    with rasterio.open(BANEPA / "banepa_train_3857.tif") as raster:
-        polygons = gpd.read_file(BANEPA / "buildings_osm.geojson").to_crs(raster.crs).geometry
+    with rasterio.open(folder / "banepa_train_3857.tif") as raster:
+        polygons = gpd.read_file(folder / "buildings_osm.geojson").to_crs(raster.crs).geometry
         compact = polygons[4 * np.pi * polygons.area / polygons.length**2 >= 0.75]
         extent = box(0, 0, raster.width, raster.height)
         for polygon in compact.loc[compact.area.sort_values(ascending=False).index]:
             inside = polygon.representative_point()
-            x, y = ~raster.transform * (inside.x, inside.y)
+            x, y = ~raster.transform @ (inside.x, inside.y)
             window = windows.Window(int(x) - TILE // 2, int(y) - TILE // 2, TILE, TILE)
             corner = window.col_off, window.row_off
             if not extent.contains(box(*corner, corner[0] + TILE, corner[1] + TILE)):
@@ -373,13 +369,9 @@ def median_roof_iou(sam: Sam, roofs: list[Roof]) -> float:
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (CHECKPOINT.is_file() and BANEPA.is_dir()),
-    reason=f"no weights/mobile_sam.pt or data/ortho/banepa in RSSEG_TEST_DATA ({DATA})",
-)
-def test_mobile_sam_finds_the_roof_clicked_on() -> None:
-    sam = load_sam(CHECKPOINT, "vit_t")
-    roofs = largest_compact_roofs(6)
+def test_mobile_sam_finds_the_roof_clicked_on(data_root: Path, weights_root: Path) -> None:
+    sam = load_sam(weights_root / "mobile_sam.pt", "vit_t")
+    roofs = largest_compact_roofs(data_root / "ortho" / "banepa", 6)
     assert len(roofs) == 6
     assert median_roof_iou(sam, roofs) >= 0.75
     # The bound means something: blocks of one shape in another order stay far below it.

@@ -25,7 +25,7 @@ LAND = Classes.from_names(["water", "forest", "field"])
 def square(col: float, row: float, side: float) -> shapely.Polygon:
     """A square whose upper left corner lies at a pixel of GRID."""
     corners = [(col, row), (col + side, row), (col + side, row + side), (col, row + side)]
-    return shapely.Polygon([GRID.transform * corner for corner in corners])
+    return shapely.Polygon([GRID.transform @ corner for corner in corners])
 
 
 def save(path: Path, geometries: list, crs: str | None = UTM, **columns: list) -> Path:
@@ -171,13 +171,13 @@ def test_later_features_paint_over_earlier():
     [
         GRID.transform,
         Affine(2, 0, 500_000, 0, 2, 4_999_000),
-        Affine.translation(500_000, 5_000_000) * Affine.rotation(30) * Affine.scale(2, -2),
+        Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -2),
     ],
     ids=["north-up", "south-up", "rotated"],
 )
 def test_windows_are_pieces_of_the_whole(transform):
     grid = Grid((60, 80), transform, UTM)
-    disc = shapely.Point(transform * (37.3, 28.1)).buffer(40)
+    disc = shapely.Point(transform @ (37.3, 28.1)).buffer(40)
     features = geopandas.GeoDataFrame(geometry=[disc], crs=UTM)
     index = np.array([3], np.uint8)
     whole = rasterise(features, index, grid, None, fill=0)
@@ -212,7 +212,7 @@ def test_area_must_meet_the_raster(tmp_path):
     far = save(tmp_path / "far.gpkg", [square(1000, 1000, 5)])
     with pytest.raises(InputError, match="wholly outside the raster"):
         Area(far, GRID)
-    points = save(tmp_path / "points.gpkg", [shapely.Point(GRID.transform * (5, 5))])
+    points = save(tmp_path / "points.gpkg", [shapely.Point(GRID.transform @ (5, 5))])
     with pytest.raises(InputError, match="no polygons"):
         Area(points, GRID)
 

@@ -5,14 +5,16 @@ Importing this package loads nothing heavy; a verb's module is loaded when it is
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rsseg.api.evaluate import Evaluation, evaluate
-    from rsseg.api.export import export
+    from rsseg.api.export import export, export_paths
     from rsseg.api.info import SiteInfo, info
-    from rsseg.api.predict import predict
+    from rsseg.api.predict import Prediction, predict
     from rsseg.api.pseudo_label import pseudo_label
     from rsseg.api.tag import tag
     from rsseg.api.tile import tile
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Evaluation": "evaluate",
+    "Prediction": "predict",
     "SiteInfo": "info",
+    "export_paths": "export",
     **{
         verb: verb
         for verb in (
@@ -38,9 +42,11 @@ _HOME = {
 
 __all__ = [
     "Evaluation",
+    "Prediction",
     "SiteInfo",
     "evaluate",
     "export",
+    "export_paths",
     "info",
     "predict",
     "pseudo_label",
@@ -53,7 +59,18 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Replaces the submodule of the same name, which importing it has set here.
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps the verb where importing the verb's module would put the module of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOME:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

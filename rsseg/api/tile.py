@@ -14,7 +14,8 @@ from rsseg.errors import InputError
 from rsseg.grid import TILE_MULTIPLE, Window, split_overlap
 from rsseg.io.files import check_output
 from rsseg.io.mapfile import write_map
-from rsseg.io.raster import Raster, list_rasters, measure
+from rsseg.io.measure import measure
+from rsseg.io.raster import Raster, list_rasters
 from rsseg.io.site import Scene, Site, SitePlan, create, scene_names, sheet_path
 from rsseg.io.tag_sheet import write_sheet
 from rsseg.progress import SILENT, Progress

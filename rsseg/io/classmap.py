@@ -1,74 +1,199 @@
-"""ClassMap: a raster of class ids, seen on whatever grid is asked for."""
+"""Class rasters: class ids on one grid, read as class indices on any other (nearest pixel)."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window as RasterioWindow
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 
 from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.raster import Raster
+from rsseg.io.tag_table import plain_name
+
+Bounds = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
+
+STRANGE_IDS = 5
+"""How many different ids that are no class are remembered."""
+
+
+class ClassRaster:
+    """A raster of class ids, seen on its own grid or, to the nearest pixel, on another.
+
+    A raster without georeference lies on whatever has its size, pixel by pixel. One with a
+    transform but no CRS is taken to be in the CRS of the other. Reading is thread-safe and
+    pickling works as with ``Raster``.
+
+    Args:
+        path: anything GDAL opens; one band of class ids, besides alpha.
+        grid: the grid to read on; None for the raster's own. ``on`` makes sure that it fits.
+
+    Raises:
+        InputError: it cannot be read, or has several bands.
+    """
+
+    def __init__(self, path: Path, grid: Grid | None = None) -> None:
+        self._raster = Raster(path, grid=grid)
+        self.path = self._raster.path
+        self.grid = self._raster.grid
+        if len(self._raster.bands) > 1:
+            raise InputError(
+                f"{path}: has {len(self._raster.bands)} bands; a raster of class ids has one, "
+                "so this may be an image"
+            )
+
+    def __enter__(self) -> ClassRaster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        self._raster.close()
+
+    def lies_on(self, grid: Grid) -> bool:
+        """Return whether the raster shares ground with a grid; without georeference, its size.
+
+        Raises:
+            InputError: there is no way from one CRS to the other.
+        """
+        if not (self.grid.is_georeferenced and grid.is_georeferenced):
+            return self.grid.shape == grid.shape
+        return _meet(self._bounds_in(grid.crs), grid.bounds)
+
+    def on(self, grid: Grid, whose: Path | str) -> ClassRaster:
+        """Return this raster as seen on another grid.
+
+        Args:
+            grid: where to read it.
+            whose: what to call the owner of that grid in messages.
+
+        Raises:
+            InputError: they have no ground in common, or no place on the ground and different
+                sizes.
+        """
+        placed = self.grid.is_georeferenced and grid.is_georeferenced
+        if not self.lies_on(grid):
+            raise InputError(self._apart(whose) if placed else self._other_size(grid, whose))
+        return ClassRaster(self.path, grid) if placed and not self.grid.coincides(grid) else self
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the ids (h, w), of any dtype, and which of them count (h, w) bool.
+
+        Raises:
+            RunError: the file turns out to be damaged there.
+        """
+        image, valid = self._raster.read(window)
+        return image[0], valid
+
+    def _bounds_in(self, crs: str | None) -> Bounds:
+        bounds = self.grid.bounds
+        if self.grid.crs is None or crs is None:
+            return bounds
+        try:
+            # pyproj and not rasterio, whose errors here are of a private kind.
+            to_other = Transformer.from_crs(self.grid.crs, crs, always_xy=True)
+            left, bottom, right, top = to_other.transform_bounds(*bounds)
+        except ProjError as error:
+            reason = str(error).partition("\n")[0][:120]
+            raise InputError(
+                f"{self.path}: cannot be brought into the CRS of the other raster ({reason}); "
+                "check the CRS of both"
+            ) from error
+        return left, bottom, right, top
+
+    def _apart(self, whose: Path | str) -> str:
+        return (
+            f"{self.path}: does not overlap {whose}; "
+            "check that both are of the same place and have the right CRS"
+        )
+
+    def _other_size(self, grid: Grid, whose: Path | str) -> str:
+        bare = whose if self.grid.is_georeferenced else self.path
+        return (
+            f"{bare}: has no CRS, and {self.path} ({_size(self.grid)} pixels) is not of the size "
+            f"of {whose} ({_size(grid)}); assign a CRS with gdal_edit.py -a_srs"
+        )
 
 
 class ClassMap:
-    """A raster of class ids on any grid and in any CRS, read on another grid (nearest pixel).
+    """Class indices of a class raster; remembers the ids in it that are no class.
 
     Args:
-        path: the raster; one band of class ids.
-        grid: the grid to read it on.
-        classes: what the ids mean; every other value is no class.
+        raster: the class raster, on the grid to read on.
+        classes: what the ids mean.
 
-    Raises:
-        InputError: it cannot be read, has several bands, or cannot be laid over the grid.
+    Attributes:
+        strange_pixels: how many pixels read so far had an id that is no class; reads that overlap
+            count twice.
+        strange_ids: the lowest of those ids.
     """
 
-    def __init__(self, path: Path, grid: Grid, classes: Classes) -> None:
-        raster = Raster(path)
-        if len(raster.bands) != 1:
-            raise InputError(
-                f"{path}: has {len(raster.bands)} bands; a class raster has one, with class ids"
-            )
-        unplaced = not (raster.grid.is_georeferenced and grid.is_georeferenced)
-        if unplaced and raster.grid.shape != grid.shape:
-            raise InputError(
-                f"{path}: without georeference it must have the other raster's size "
-                f"{grid.shape}, got {raster.grid.shape}"
-            )
-        self._classes = classes
-        self._stack = ExitStack()
-        source = self._stack.enter_context(rasterio.open(path))
-        on_grid = unplaced or raster.grid == grid
-        self._dataset = source if on_grid else self._stack.enter_context(_warped(source, grid))
+    def __init__(self, raster: ClassRaster, classes: Classes) -> None:
+        self.raster = raster
+        self.classes = classes
+        self.strange_pixels = 0
+        self.strange_ids: tuple[float, ...] = ()
 
     def read(self, window: Window) -> NDArray[np.uint8]:
-        """Return (h, w) class indices of a window inside the grid, 255 where there is none."""
-        area = RasterioWindow(window.col, window.row, window.width, window.height)
-        return self._classes.from_ids(self._dataset.read(1, window=area))
+        """Return class indices (h, w) of a window; 255 where there is no class.
 
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
+        Raises:
+            RunError: the file turns out to be damaged there.
+        """
+        ids, valid = self.raster.read(window)
+        indices = np.where(valid, self.classes.from_ids(ids), np.uint8(IGNORE))
+        strange = ids[valid & (indices == IGNORE) & (ids != IGNORE)]
+        if strange.size:
+            self.strange_pixels += strange.size
+            found = {*self.strange_ids, *np.unique(strange).tolist()}
+            self.strange_ids = tuple(sorted(found)[:STRANGE_IDS])
+        return indices
 
 
-def _warped(source: Any, grid: Grid) -> Any:
-    crs = CRS.from_wkt(grid.crs) if grid.crs else source.crs
-    # 255 is no class id; where the type cannot hold it, -1 is none either.
-    nodata = IGNORE if np.can_cast(np.uint8, source.dtypes[0]) else -1
-    return WarpedVRT(
-        source,
-        src_crs=source.crs or crs,
-        crs=crs,
-        transform=grid.transform,
-        height=grid.shape[0],
-        width=grid.shape[1],
-        nodata=nodata,
-    )
+def scenes_under(raster: ClassRaster, grids: Mapping[str, Grid]) -> list[str]:
+    """Return the names of the scenes that a class raster lies on.
+
+    Without georeference on both sides, that is the scene of the same size and name, or of the same
+    size where there is only one scene.
+
+    Args:
+        raster: the class raster, on its own grid.
+        grids: scene name → grid.
+
+    Raises:
+        InputError: it lies on none of them.
+    """
+    own_name = plain_name(raster.path.name)
+    placed = raster.grid.is_georeferenced
+    under = [
+        name
+        for name, grid in grids.items()
+        if (len(grids) == 1 or own_name == name or (placed and grid.is_georeferenced))
+        and raster.lies_on(grid)
+    ]
+    if not under:
+        raise InputError(
+            f"{raster.path}: lies on none of the site's scenes; check its CRS (a raster without "
+            "georeference needs the name and the size of its scene)"
+        )
+    return under
+
+
+def _meet(first: Bounds, second: Bounds) -> bool:
+    """Return whether two boxes have an area in common."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return width > 0 and height > 0
+
+
+def _size(grid: Grid) -> str:
+    return f"{grid.shape[1]} x {grid.shape[0]}"

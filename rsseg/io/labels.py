@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from rsseg.classes import IGNORE
 from rsseg.errors import InputError
 from rsseg.grid import Window
-from rsseg.io.classmap import ClassMap
-from rsseg.io.site import Layer, Scene, Site
-from rsseg.io.vector import classify, is_vector, rasterise, read_features
+from rsseg.io.classmap import ClassMap, ClassRaster, scenes_under
+from rsseg.io.site import Layer, Site
+from rsseg.io.vector import classify, is_vector, meets, rasterise, read_features
 
 
 class LabelSource(Protocol):
@@ -41,11 +41,12 @@ def open_labels(
     """
     if not paths:
         return LayerLabels(site)
-    sources = [
-        _VectorLabels(site, path, field, only) if is_vector(path) else _RasterLabels(site, path)
-        for path in paths
-    ]
-    return sources[0] if len(sources) == 1 else _FirstOf(sources)
+    return _FirstOf(
+        [
+            _VectorLabels(site, path, field, only) if is_vector(path) else _RasterLabels(site, path)
+            for path in paths
+        ]
+    )
 
 
 class LayerLabels:
@@ -62,7 +63,8 @@ class LayerLabels:
                 f"{site.path} has no pseudo-labels: run rsseg pseudo-label, or give --labels FILE"
             )
         self._layers: Mapping[str, Layer | None] = {
-            name: scene.find_layer("labels", key) for name, scene in site.scenes.items()
+            name: scene.find_layer("labels", key, hold=scene.hold)
+            for name, scene in site.scenes.items()
         }
 
     def __call__(self, scene: str, window: Window) -> NDArray[np.uint8]:
@@ -73,50 +75,75 @@ class LayerLabels:
         return values
 
 
-class _RasterLabels:
-    def __init__(self, site: Site, path: Path) -> None:
-        self._maps: dict[str, ClassMap] = {}
-        missed: InputError | None = None
-        for name, scene in site.scenes.items():
-            try:
-                self._maps[name] = ClassMap(path, scene.grid, site.classes)
-            except InputError as error:
-                missed = error
-        if not self._maps and missed is not None:
-            raise missed
+class _FileLabels(Protocol):
+    """Labels of a file, which speaks of some of the scenes."""
 
-    def __call__(self, scene: str, window: Window) -> NDArray[np.uint8]:
-        if scene not in self._maps:
-            return np.full((window.height, window.width), IGNORE, np.uint8)
+    scenes: Collection[str]
+
+    def read(self, scene: str, window: Window) -> NDArray[np.uint8]:
+        """Return (h, w) class indices of a window of one of its scenes, 255 = unlabelled."""
+
+
+class _RasterLabels:
+    """A class raster, on the grids of the scenes that it lies on."""
+
+    def __init__(self, site: Site, path: Path) -> None:
+        with ClassRaster(path) as raster:
+            grids = {name: scene.grid for name, scene in site.scenes.items()}
+            self._maps = {
+                name: ClassMap(raster.on(grids[name], name), site.classes)
+                for name in scenes_under(raster, grids)
+            }
+        self.scenes: Collection[str] = self._maps.keys()
+
+    def read(self, scene: str, window: Window) -> NDArray[np.uint8]:
         return self._maps[scene].read(window)
 
 
 class _VectorLabels:
-    """Features; where the classes have a background, it is what no feature covers."""
+    """Features; where the classes have a background, it is what no feature covers.
+
+    A scene that no feature meets was not mapped: it has no labels.
+    """
 
     def __init__(self, site: Site, path: Path, field: str | None, only: str | None) -> None:
         background = site.classes.background
         self._rest = IGNORE if background is None else background
-        self._scenes: Mapping[str, Scene] = site.scenes
+        self._grids = {name: scene.grid for name, scene in site.scenes.items()}
         self._features = {
-            name: read_features(path, scene.grid.crs) for name, scene in site.scenes.items()
+            crs: read_features(path, crs)
+            for crs in dict.fromkeys(grid.crs for grid in self._grids.values())
         }
         self._indices = {
-            name: classify(features, site.classes, field, only, path)
-            for name, features in self._features.items()
+            crs: classify(features, site.classes, field, only, path)
+            for crs, features in self._features.items()
         }
+        self.scenes: Collection[str] = {
+            name for name, grid in self._grids.items() if meets(self._features[grid.crs], grid)
+        }
+        if not self.scenes:
+            raise InputError(
+                f"{path}: none of its features meets a raster of the site; "
+                "check that both are of the same place and have the right CRS"
+            )
 
-    def __call__(self, scene: str, window: Window) -> NDArray[np.uint8]:
-        grid = self._scenes[scene].grid
-        return rasterise(self._features[scene], self._indices[scene], grid, window, fill=self._rest)
+    def read(self, scene: str, window: Window) -> NDArray[np.uint8]:
+        grid = self._grids[scene]
+        features, indices = self._features[grid.crs], self._indices[grid.crs]
+        return rasterise(features, indices, grid, window, fill=self._rest)
 
 
 class _FirstOf:
-    def __init__(self, sources: Sequence[LabelSource]) -> None:
-        self._sources = sources
+    """Of several files, the first that has a label for a pixel."""
+
+    def __init__(self, files: Sequence[_FileLabels]) -> None:
+        self._files = files
 
     def __call__(self, scene: str, window: Window) -> NDArray[np.uint8]:
-        labels = self._sources[0](scene, window)
-        for source in self._sources[1:]:
-            labels = np.where(labels == IGNORE, source(scene, window), labels)
+        labels = np.full((window.height, window.width), IGNORE, np.uint8)
+        for file in (file for file in self._files if scene in file.scenes):
+            open_pixels = labels == IGNORE
+            if not open_pixels.any():
+                break
+            labels = np.where(open_pixels, file.read(scene, window), labels)
         return labels

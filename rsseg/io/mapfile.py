@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rasterio.windows import Window as RasterioWindow
 
-from rsseg.classes import IGNORE, Classes
+from rsseg.classes import IGNORE, Classes, Colour
 from rsseg.errors import InputError, RunError
 from rsseg.grid import Grid, Window
 from rsseg.io.files import replacing
-from rsseg.io.raster import Raster, open_dataset
+from rsseg.io.opening import open_dataset, open_raster, rasterio_window
+from rsseg.io.raster import Raster
+
+CLASSES_TAG = "RSSEG_CLASSES"
+"""GeoTIFF tag in which rsseg's maps carry their classes: ``Classes.to_dict`` as JSON."""
 
 TILE_SIDE = 512
 """Side of the TIFF tiles in pixels, unless the raster is smaller."""
@@ -61,7 +65,7 @@ def write_map(
         blocks: windows and their (count, h, w) or, for one band, (h, w) arrays of ``dtype``. A
             window starts on a corner of a TIFF tile and ends on one or at the raster's edge, best
             one of ``strips``, so that no tile is written twice.
-        classes: for a map of class *ids*, uint8: adds the colour table.
+        classes: for a map of class *ids*, uint8: adds the colour table and the classes themselves.
         count: number of bands.
         dtype: numpy dtype name.
         nodata: nodata value, or None.
@@ -134,6 +138,7 @@ def _describe(
 ) -> None:
     if classes is not None:
         target.write_colormap(1, classes.colour_table())
+        target.update_tags(**{CLASSES_TAG: json.dumps(classes.to_dict(), ensure_ascii=False)})
     if descriptions is not None:
         target.descriptions = tuple(descriptions)
     if tags:
@@ -148,7 +153,7 @@ def _write_block(target: Any, window: Window, block: NDArray[Any]) -> None:
     # would then write tiles that are half done.
     for piece in _pieces(window, tile):
         rows, cols = piece.relative_to(window).slices
-        target.write(bands[:, rows, cols], window=_rasterio_window(piece))
+        target.write(bands[:, rows, cols], window=rasterio_window(piece))
 
 
 def _check_block(target: Any, window: Window, block: NDArray[Any], tile: tuple[int, int]) -> None:
@@ -168,5 +173,33 @@ def _pieces(window: Window, tile: tuple[int, int]) -> Iterator[Window]:
             yield Window(row, col, height, width).intersection(window)
 
 
-def _rasterio_window(window: Window) -> Any:
-    return RasterioWindow(window.col, window.row, window.width, window.height)
+def read_classes(path: Path) -> Classes | None:
+    """Return the classes that a map carries; None where it carries none.
+
+    Raises:
+        InputError: the raster cannot be opened, or what it carries is damaged.
+    """
+    with open_raster(path) as dataset:
+        text = dataset.tags().get(CLASSES_TAG)
+    if text is None:
+        return None
+    try:
+        return Classes.from_dict(json.loads(text), f"{path}, tag {CLASSES_TAG}")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: its tag {CLASSES_TAG} is damaged ({error}); give --classes"
+        ) from error
+
+
+def read_colours(path: Path) -> dict[int, Colour]:
+    """Return id → (red, green, blue) of a raster's colour table; empty where it has none.
+
+    Raises:
+        InputError: the raster cannot be opened.
+    """
+    with open_raster(path) as dataset:
+        try:
+            table = dataset.colormap(1)
+        except ValueError:  # rasterio's way to say that there is none
+            return {}
+    return {class_id: (red, green, blue) for class_id, (red, green, blue, _) in table.items()}

@@ -35,10 +35,12 @@ from rsseg.bands import Bands
 from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Tile, Tiling, Window
-from rsseg.io.raster import Raster, _mirror
-from rsseg.io.tag_table import SceneTiles, TagTable
+from rsseg.io.raster import Raster, mirror
+from rsseg.io.tag_table import SceneTiles, TagTable, plain_name
 
 FORMAT = 1
+HOLD_BYTES = 2**30
+"""Copied pixels of a site up to this size are kept in memory once they were read."""
 LINK_FROM_BYTES = 2 * 10**9
 """Rasters with more bytes of pixels than this are linked rather than copied, unless told."""
 
@@ -68,13 +70,20 @@ class Layer:
     Args:
         array: the zarr array, (H, W) or (channels, H, W) in cells.
         cell: pixels of the raster per cell.
+        hold: read the whole array at once, at the first read, and keep it in memory.
     """
 
-    def __init__(self, array: zarr.Array[Any], cell: int) -> None:
+    def __init__(self, array: zarr.Array[Any], cell: int, *, hold: bool = False) -> None:
         self.array = array.with_config({"write_empty_chunks": True})
         self.cell = cell
+        self._hold = hold
         chunks = array.chunks[-2:]
         self._chunk_pixels = (chunks[0] * cell, chunks[1] * cell)
+
+    @cached_property
+    def _source(self) -> Any:
+        """The array to read from: on disk, or in memory."""
+        return np.asarray(self.array[:]) if self._hold else self.array
 
     def has(self, core: Window) -> bool:
         """Whether every chunk of a block of tile cores (pixels) was written."""
@@ -104,8 +113,8 @@ class Layer:
 
     def read_cells(self, cells: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window given in cells; also return (h, w) which of them lie in the raster."""
-        within, rows, cols, inside = _mirror(cells, self.array.shape[-2:])
-        values = np.asarray(self.array[(..., *within.slices)])
+        within, rows, cols, inside = mirror(cells, self.array.shape[-2:])
+        values = np.asarray(self._source[(..., *within.slices)])
         return values[..., rows[:, None], cols], inside
 
 
@@ -118,11 +127,15 @@ class Scene:
         bands: which bands its pixels have.
         core: side of the tile cores, pixels.
         halo: padding of the tiles, pixels.
+        hold: keep pixels in memory once they were read; for sites that are small.
     """
 
-    def __init__(self, group: zarr.Group, name: str, bands: Bands, core: int, halo: int) -> None:
+    def __init__(
+        self, group: zarr.Group, name: str, bands: Bands, core: int, halo: int, *, hold: bool
+    ) -> None:
         self.group = group
         self.name = name
+        self.hold = hold
         self._bands = bands
         self._facts: dict[str, Any] = dict(group.attrs["rsseg"])  # type: ignore[arg-type]
         self.tiling = Tiling(self.grid.shape, core, halo)
@@ -161,9 +174,13 @@ class Scene:
         """
         if self.linked:
             return self._raster.read(window)
-        image, inside = Layer(self._array("image"), 1).read_cells(window)
-        valid, _ = Layer(self._array("valid"), 1).read_cells(window)
+        image, inside = self._layers["image"].read_cells(window)
+        valid, _ = self._layers["valid"].read_cells(window)
         return image, valid & inside
+
+    @cached_property
+    def _layers(self) -> dict[str, Layer]:
+        return {name: Layer(self._array(name), 1, hold=self.hold) for name in ("image", "valid")}
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group[name]
@@ -227,8 +244,8 @@ class Scene:
             attributes={"grid_mapping": "spatial_ref"},
         )
 
-    def find_layer(self, name: str, fingerprint: str) -> Layer | None:
-        """Return an existing layer, or None."""
+    def find_layer(self, name: str, fingerprint: str, *, hold: bool = False) -> Layer | None:
+        """Return an existing layer, or None; ``hold`` keeps a finished one in memory."""
         path = f"{name}-{fingerprint}"
         if path not in self.group:
             return None
@@ -236,7 +253,7 @@ class Scene:
         array = group[name]
         assert isinstance(array, zarr.Array)
         facts: Any = group.attrs["rsseg"]
-        return Layer(array, int(facts["cell"]))
+        return Layer(array, int(facts["cell"]), hold=hold)
 
 
 class Site:
@@ -278,7 +295,8 @@ class Site:
     def _scene(self, name: str) -> Scene:
         group = self._root[f"scenes/{name}"]
         assert isinstance(group, zarr.Group)
-        return Scene(group, name, self.bands, self.core, self.halo)
+        hold = self._facts["pixel_bytes"] <= HOLD_BYTES
+        return Scene(group, name, self.bands, self.core, self.halo, hold=hold)
 
     @property
     def ground_sample_distance(self) -> float | None:
@@ -484,6 +502,7 @@ def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -
         "core": plan.core,
         "halo": plan.halo,
         "scenes": list(plan.rasters),
+        "pixel_bytes": plan.pixel_bytes(),
         "layers": {},
     }
     return zarr.create_group(partial, attributes={"rsseg": facts, "plan": described}, zarr_format=3)
@@ -567,7 +586,7 @@ def scene_names(paths: Sequence[Path]) -> list[str]:
     """Return one unique name per raster, made from its file name."""
     names: list[str] = []
     for path in paths:
-        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.stem) or "scene"
+        stem = plain_name(path.name)
         taken = (f"{stem}_{count}" for count in range(2, len(paths) + 2))
         names.append(stem if stem not in names else next(n for n in taken if n not in names))
     return names

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import CRSError, RasterioError
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
-from rasterio.windows import Window as RasterioWindow
 
-from rsseg.classes import IGNORE, Classes
+from rsseg.classes import Classes
 from rsseg.errors import InputError
-from rsseg.grid import Grid
-from rsseg.io.raster import open_dataset
+from rsseg.grid import Window
+from rsseg.io.classmap import ClassMap, ClassRaster, scenes_under
 from rsseg.io.tag_table import (
     ABSENT,
     PRESENT,
@@ -28,7 +20,6 @@ from rsseg.io.tag_table import (
     TagTable,
     completed,
     listed,
-    plain_name,
     unknown_tags,
 )
 from rsseg.progress import SILENT, Progress
@@ -56,6 +47,7 @@ def tags_from_raster(
 
     Raises:
         InputError: unreadable; more than one band; lies on none of the scenes; no known id.
+        RunError: a file turns out to be damaged.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     tags = unknown_tags(scenes, classes)
@@ -75,116 +67,40 @@ def _count_raster(
     progress: Progress,
 ) -> None:
     """Add the raster's pixels per tile and class to ``counts``."""
-    with _open_class_raster(path) as source:
-        meant = [scene for scene in scenes if _lies_on(source, path, scene, len(scenes))]
-        if not meant:
-            raise InputError(
-                f"{path}: lies on none of the site's scenes; check its CRS (a raster without "
-                "georeference needs the name and the size of its scene)"
-            )
-        found = 0
-        for scene in meant:
-            try:
-                with _on_grid(source, scene.grid) as dataset:
-                    added = _count_tiles(dataset, scene, classes, progress)
-            except RasterioError as error:
-                raise InputError(
-                    f"{path}: cannot be read on the grid of {scene.name!r} "
-                    f"({error.__cause__ or error}); the file or its CRS is damaged"
-                ) from error
+    found = 0
+    strange: set[float] = set()
+    with ClassRaster(path) as raster:
+        meant = scenes_under(raster, {scene.name: scene.grid for scene in scenes})
+        for scene in (scene for scene in scenes if scene.name in meant):
+            with raster.on(scene.grid, scene.name) as laid:
+                pixels = ClassMap(laid, classes)
+                added = _count_tiles(pixels, scene, progress)
             counts[scene.name] += added
             found += int(added.sum())
-        if not found:
-            ids = listed([str(class_id) for class_id in classes.ids])
-            raise InputError(
-                f"{path}: no pixel on the site has a class id ({ids}); its values are "
-                f"{_some_values(source)}; give the ids in the classes' TOML"
-            )
-
-
-def _open_class_raster(path: Path) -> Any:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    try:
-        source = open_dataset(path)
-    except RasterioError as error:
+            strange.update(pixels.strange_ids)
+    if not found:
+        ids = listed([str(class_id) for class_id in classes.ids])
+        values = listed([f"{value:g}" for value in sorted(strange)]) or "nodata"
         raise InputError(
-            f"{path}: GDAL can read it neither as vectors nor as a raster ({error}); "
-            "give a CSV, a vector file or a class raster"
-        ) from error
-    bands = [c for c in source.colorinterp if c != ColorInterp.alpha]
-    if len(bands) != 1:
-        source.close()
-        raise InputError(
-            f"{path}: has {len(bands)} bands; a class raster has one, with a class id per pixel"
+            f"{path}: no pixel on the site has a class id ({ids}); its values are {values}; "
+            "give the ids in the classes' TOML"
         )
-    return source
 
 
-def _lies_on(source: Any, path: Path, scene: SceneTiles, scene_count: int) -> bool:
-    place = Grid(source.shape, source.transform, source.crs.to_wkt() if source.crs else None)
-    if not (place.is_georeferenced and scene.grid.is_georeferenced):
-        named = scene_count == 1 or plain_name(path.name) == scene.name
-        return named and place.shape == scene.grid.shape
-    bounds = place.bounds
-    if place.crs is not None and scene.grid.crs is not None:
-        try:
-            bounds = transform_bounds(source.crs, CRS.from_wkt(scene.grid.crs), *bounds)
-        except (CRSError, RasterioError):
-            return False
-    left, bottom, right, top = scene.grid.bounds
-    return bounds[0] < right and bounds[2] > left and bounds[1] < top and bounds[3] > bottom
-
-
-def _on_grid(source: Any, grid: Grid) -> AbstractContextManager[Any]:
-    """Return the raster as seen on the grid, nearest neighbour, in a context of its own."""
-    unplaced = not grid.is_georeferenced or (source.crs is None and source.transform.is_identity)
-    crs = CRS.from_wkt(grid.crs) if grid.crs is not None else source.crs
-    same = source.transform.almost_equals(grid.transform) and source.crs in (None, crs)
-    if source.shape == grid.shape and (unplaced or same):
-        return nullcontext(source)
-    # 255 is no class id, so pixels beyond the raster cannot be taken for a class. Where neither
-    # side has a CRS any will do: only the affine transforms count then.
-    crs = crs or CRS.from_epsg(3857)
-    height, width = grid.shape
-    nodata = IGNORE if np.can_cast(np.uint8, source.dtypes[0]) else -1
-    vrt: AbstractContextManager[Any] = WarpedVRT(
-        source,
-        src_crs=source.crs or crs,
-        crs=crs,
-        transform=grid.transform,
-        height=height,
-        width=width,
-        nodata=nodata,
-    )
-    return vrt
-
-
-def _count_tiles(
-    dataset: Any, scene: SceneTiles, classes: Classes, progress: Progress
-) -> NDArray[np.int64]:
+def _count_tiles(pixels: ClassMap, scene: SceneTiles, progress: Progress) -> NDArray[np.int64]:
     """Return the pixels per tile and class, (rows, cols, K)."""
     (rows, cols), core = scene.tiling.counts, scene.tiling.core
-    height, width = scene.grid.shape
-    counts = np.zeros((rows, cols, len(classes)), np.int64)
+    count, width = len(pixels.classes), scene.grid.shape[1]
+    counts = np.zeros((rows, cols, count), np.int64)
     column = np.arange(width) // core * 256
     with progress.step(f"counting classes in {scene.name}", rows, "tile rows") as step:
         for row in range(rows):
-            strip = RasterioWindow(0, row * core, width, min(core, height - row * core))
-            ids = dataset.read(1, window=strip, masked=True)
-            indices = classes.from_ids(ids.data)
-            indices[np.ma.getmaskarray(ids)] = IGNORE
-            cells = indices + column
+            strip = Window(row * core, 0, core, width).clipped(scene.grid.shape)
+            cells = pixels.read(strip) + column
             histogram = np.bincount(cells.ravel(), minlength=cols * 256).reshape(cols, 256)
-            counts[row] = histogram[:, : len(classes)]
+            counts[row] = histogram[:, :count]
             step.advance()
     return counts
-
-
-def _some_values(source: Any) -> str:
-    shape = tuple(min(side, 512) for side in source.shape)
-    values = np.unique(source.read(1, out_shape=shape))
-    return listed([f"{value:g}" for value in values])
 
 
 def _from_counts(

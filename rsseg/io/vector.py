@@ -163,6 +163,29 @@ def classify(
     return np.full(len(features), index, np.uint8)
 
 
+def meets(features: geopandas.GeoDataFrame, part: Grid) -> bool:
+    """Return whether any feature, in the grid's CRS, shares a point with a grid."""
+    outline = shapely.Polygon(part.corners)
+    return bool(features.sindex.query(outline, predicate="intersects").size)
+
+
+def areal(features: geopandas.GeoDataFrame, source: Path | str, use: str) -> geopandas.GeoDataFrame:
+    """Return the polygons among the features.
+
+    Args:
+        features: what a file holds.
+        source: what to call the file in messages.
+        use: what polygons are needed for, for messages.
+
+    Raises:
+        InputError: there are none.
+    """
+    flat = shapely.get_dimensions(features.geometry.to_numpy()) == 2
+    if not flat.any():
+        raise InputError(f"{source}: no polygons in it; {use}")
+    return features[flat].reset_index(drop=True)
+
+
 def rasterise(
     features: geopandas.GeoDataFrame,
     class_indices: NDArray[np.uint8],
@@ -227,15 +250,11 @@ class Area:
     def polygons(self) -> geopandas.GeoDataFrame:
         """The polygons in the grid's CRS."""
         features = read_features(self.path, self.grid.crs)
-        areal = shapely.get_dimensions(features.geometry.to_numpy()) == 2
-        if not areal.any():
-            raise InputError(f"{self.path}: no polygons in it; an area is given by polygons")
-        return features[areal].reset_index(drop=True)
+        return areal(features, self.path, "an area is given by polygons")
 
     def covers(self, window: Window) -> bool:
         """Return whether any polygon meets the window."""
-        outline = shapely.Polygon(self.grid[window].corners)
-        return bool(self.polygons.sindex.query(outline, predicate="intersects").size)
+        return meets(self.polygons, self.grid[window])
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
         """Return which pixels of the window have their centre in a polygon, (h, w) bool."""

@@ -20,6 +20,10 @@ from rsseg.progress import Progress
 TINY_RADIUS = 8
 """Pixels that the ``tiny`` network sees beyond the pixel it classifies."""
 
+CPU_PIXELS = 2**18
+"""Pixels that go through a network together on a CPU, where larger batches save no time: bounds
+the memory of the activations."""
+
 
 def build_segmenter(
     config: TrainConfig, in_channels: int, classes: int, *, pretrained: bool = True
@@ -105,18 +109,32 @@ class Forward:
         self._network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._device = device
         self._progress = progress
+        self._limit: int | None = None
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, C, S, S) float32 -> (B, K, S, S) float32, summing to one over the classes."""
 
-        def run(batch_size: int) -> NDArray[np.float32]:
+        def run(at_once: int) -> NDArray[np.float32]:
+            if at_once < most:  # more did not fit, so the next batches need not try it
+                self._limit = at_once
             parts = [
-                self._probabilities(images[start : start + batch_size])
-                for start in range(0, len(images), batch_size)
+                self._probabilities(images[start : start + at_once])
+                for start in range(0, len(images), at_once)
             ]
             return np.concatenate(parts)
 
-        return halving(run, len(images), self._progress)
+        most = min(len(images), self._limit or self._windows_at_once(images))
+        return halving(run, most, self._progress)
+
+    def _windows_at_once(self, images: NDArray[np.float32]) -> int:
+        """Return how many windows may go through the network together, whatever the batch.
+
+        The device and the window's size alone decide, so it is the same in every run.
+        """
+        if self._device.type != "cpu":
+            return len(images)
+        side: int = images.shape[-1]
+        return max(1, CPU_PIXELS // side**2)
 
     def _probabilities(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         with inference(self._device):

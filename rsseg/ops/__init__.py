@@ -1,1 +1,1 @@
-"""Pure array functions: numpy or torch in, numpy or torch out; nothing of rsseg is imported here."""
+"""Pure array functions, numpy or torch in and out; nothing of rsseg is imported here."""

@@ -536,7 +536,7 @@ def nearest(to: Grid, of: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Returns:
         rows (height of ``to``,) and columns (width of ``to``,), ascending, inside ``of``.
     """
-    (across, skew_x, _, skew_y, down, *_) = ~of.transform * to.transform
+    (across, skew_x, _, skew_y, down, *_) = ~of.transform @ to.transform
     assert max(abs(skew_x), abs(skew_y)) < 1e-6 * min(across, down)
     rows, cols = (
         np.minimum((np.arange(side) + 0.5) * scale, limit - 1).astype(np.int64)

@@ -1,0 +1,237 @@
+"""export: a layer of a site as GeoTIFFs, for every GIS that does not read zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg import __version__
+from rsseg.classes import IGNORE, Classes
+from rsseg.errors import InputError
+from rsseg.grid import Grid, Window
+from rsseg.io.files import check_output
+from rsseg.io.mapfile import strips, write_map
+from rsseg.io.site import Layer, Scene, Site
+from rsseg.progress import SILENT, Progress
+
+Read = Callable[[Window], NDArray[Any]]
+"""Gives (bands, h, w) of a window in cells of the layer's grid."""
+
+
+def export(
+    site: str | Path,
+    layer: str,
+    out: str | Path,
+    *,
+    scene: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Write a layer of a site as GeoTIFFs on the layer's own grid, strip by strip.
+
+    Args:
+        site: the site.
+        layer: ``image``, ``valid``, ``tags`` or a layer that a step made (``cam``, ``crf``,
+            ``masks``, ``labels``); ``cam:building`` is one class of ``cam``, ``crf`` or ``tags``.
+        out: the file to write; of several scenes, ``out_SCENE.tif`` for each.
+        scene: the one scene to write.
+        overwrite: replace existing files.
+        progress: is shown the pixels written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: there is no such layer, class or scene, or a file cannot be written.
+    """
+    opened = Site(site)
+    targets = export_paths(opened, out, scene=scene, overwrite=overwrite)
+    name, _, class_name = layer.partition(":")
+    pictures = {
+        target: _picture(opened, opened.scenes[scene_name], name, class_name or None)
+        for scene_name, target in targets.items()
+    }
+    total = sum(picture.grid.window.area for picture in pictures.values())
+    with progress.step(f"export {layer}", total, "px") as step:
+        for path, picture in pictures.items():
+            blocks = _ticking(picture, step.advance)
+            write_map(path, picture.grid, blocks, overwrite=overwrite, **picture.profile)
+    return list(pictures)
+
+
+def export_paths(
+    site: Site, out: str | Path, *, scene: str | None = None, overwrite: bool = False
+) -> dict[str, Path]:
+    """Return which file each scene is exported to, after checking that it can be written.
+
+    Args:
+        site: the site.
+        out: see ``export``.
+        scene: the one scene to write; None for all.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        InputError: no such scene, or a file cannot be written.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(f"{out}: a layer becomes a GeoTIFF; give a name that ends in .tif")
+    if scene is not None and scene not in site.scenes:
+        raise InputError(f"{site.path} has no scene {scene!r}; it has {', '.join(site.scenes)}")
+    chosen = list(site.scenes) if scene is None else [scene]
+    single = scene is not None or len(chosen) == 1
+    paths = {
+        name: out if single else out.with_name(f"{out.stem}_{name}{out.suffix}") for name in chosen
+    }
+    for name, path in paths.items():
+        check_output(path, overwrite, [site.scenes[name].source])
+    return paths
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What becomes one file.
+
+    Args:
+        grid: where the layer's cells lie.
+        read: gives the cells.
+        profile: further arguments of ``write_map``.
+    """
+
+    grid: Grid
+    read: Read
+    profile: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        grid: Grid,
+        read: Read,
+        names: Sequence[str],
+        dtype: str,
+        *,
+        nodata: float | None = None,
+        classes: Classes | None = None,
+    ) -> _Picture:
+        """Complete the profile; ``names`` describe the bands."""
+        profile = {
+            "count": len(names),
+            "dtype": dtype,
+            "nodata": nodata,
+            "classes": classes,
+            "descriptions": names,
+            "tags": {"RSSEG_VERSION": __version__},
+        }
+        return cls(grid, read, profile)
+
+
+def _ticking(
+    picture: _Picture, advance: Callable[[float], None]
+) -> Iterator[tuple[Window, NDArray[Any]]]:
+    for window in strips(picture.grid.shape):
+        yield window, picture.read(window)
+        advance(window.area)
+
+
+def _picture(site: Site, scene: Scene, layer: str, class_name: str | None) -> _Picture:
+    of_classes = {"cam": site.classes.foreground, "crf": range(len(site.classes))}
+    of_classes["tags"] = of_classes["crf"]
+    if class_name is not None and layer not in of_classes:
+        raise InputError(
+            f"layer {layer!r} is not one per class, so {layer}:{class_name} means nothing; "
+            f"give {layer}"
+        )
+    if layer in ("image", "valid"):
+        return _image(scene, site.bands.indices) if layer == "image" else _valid(scene)
+    if layer == "tags" and scene.tags is not None:
+        return _tags(site, scene, _chosen(site.classes, of_classes["tags"], layer, class_name))
+    found = scene.find_layer(layer, site.layers[layer]) if layer in site.layers else None
+    if found is None:
+        raise InputError(f"{site.path} has no layer {layer!r}; it has {', '.join(_there(site))}")
+    if layer == "labels":
+        return _labels(scene, found, site.classes)
+    if layer in of_classes:
+        planes = _chosen(site.classes, of_classes[layer], layer, class_name)
+        return _planes(scene, found, planes, None)
+    numbers = {f"{layer} {plane}": plane for plane in range(found.array.shape[0])}
+    return _planes(scene, found, numbers, 0)
+
+
+def _there(site: Site) -> list[str]:
+    tagged = all(scene.tags is not None for scene in site.scenes.values())
+    return ["image", "valid", *(["tags"] if tagged else []), *sorted(site.layers)]
+
+
+def _chosen(
+    classes: Classes, indices: Sequence[int], layer: str, class_name: str | None
+) -> dict[str, int]:
+    """Return class name → plane of a layer that has one plane per class of ``indices``."""
+    planes = {classes.names[index]: plane for plane, index in enumerate(indices)}
+    if class_name is None:
+        return planes
+    name = classes.names[classes.index(class_name)]
+    if name not in planes:
+        raise InputError(
+            f"layer {layer!r} has nothing of {name!r}, the background; it has {', '.join(planes)}"
+        )
+    return {name: planes[name]}
+
+
+def _image(scene: Scene, bands: Sequence[int]) -> _Picture:
+    """Return the pixels; what was not measured is NaN, or else 0 and declared as nodata."""
+    dtype = scene.read(Window(0, 0, 1, 1))[0].dtype
+    nodata: float | None = np.nan
+    if dtype.kind != "f":
+        windows = strips(scene.grid.shape)
+        nodata = None if all(scene.read(window)[1].all() for window in windows) else 0
+
+    def read(window: Window) -> NDArray[Any]:
+        image, valid = scene.read(window)
+        return image if nodata is None else np.where(valid, image, dtype.type(nodata))
+
+    names = [f"band {band}" for band in bands]
+    return _Picture.of(scene.grid, read, names, dtype.name, nodata=nodata)
+
+
+def _valid(scene: Scene) -> _Picture:
+    def read(window: Window) -> NDArray[Any]:
+        return scene.read(window)[1].astype(np.uint8)
+
+    return _Picture.of(scene.grid, read, ["valid"], "uint8")
+
+
+def _labels(scene: Scene, layer: Layer, classes: Classes) -> _Picture:
+    def read(window: Window) -> NDArray[Any]:
+        return classes.to_ids(layer.read_cells(window)[0])
+
+    return _Picture.of(scene.grid, read, ["labels"], "uint8", nodata=IGNORE, classes=classes)
+
+
+def _planes(
+    scene: Scene, layer: Layer, planes: Mapping[str, int], nodata: float | None
+) -> _Picture:
+    chosen = list(planes.values())
+
+    def read(window: Window) -> NDArray[Any]:
+        values: NDArray[Any] = layer.read_cells(window)[0][chosen]
+        return values
+
+    grid = scene.grid.coarsened(layer.cell)
+    return _Picture.of(grid, read, list(planes), layer.array.dtype.name, nodata=nodata)
+
+
+def _tags(site: Site, scene: Scene, planes: Mapping[str, int]) -> _Picture:
+    """Return a pixel per tile core: 1 present, 0 absent, 255 unknown."""
+    assert scene.tags is not None
+    values = np.moveaxis(scene.tags, -1, 0)[list(planes.values())]
+    known = np.where(values < 0, IGNORE, values).astype(np.uint8)
+
+    def read(window: Window) -> NDArray[Any]:
+        return known[(slice(None), *window.slices)]
+
+    return _Picture.of(scene.grid.coarsened(site.core), read, list(planes), "uint8", nodata=IGNORE)

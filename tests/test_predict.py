@@ -1,0 +1,416 @@
+"""Maps by the verb: what it checks, what it writes, and where it goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from helpers import NORTH_UP, UTM, Listener, write_features, write_raster
+from numpy.testing import assert_array_equal
+from shapely.geometry import box
+from torch import nn
+
+from rsseg.api import predict
+from rsseg.bands import Bands
+from rsseg.classes import Classes
+from rsseg.config import TrainConfig
+from rsseg.errors import InputError
+from rsseg.io.mapfile import CLASSES_TAG
+from rsseg.nets.checkpoint import Card, save_checkpoint
+from rsseg.nets.segmenter import CPU_PIXELS, Forward, Tiny
+from rsseg.progress import SILENT
+
+CLASSES = Classes(("dark", "bright"), (4, 9), ((10, 20, 30), (200, 210, 220)))
+SHAPE = (150, 200)
+
+
+def bands(dtype="uint8", count=3):
+    third = (0.0,) * 3
+    levels = (100.0,) * count, (50.0,) * count
+    return Bands(tuple(range(1, count + 1)), dtype, *levels, (0, 0, 0), third, (200.0,) * 3)
+
+
+def threshold():
+    """A network that calls a pixel bright where its first band is above the mean."""
+    network = Tiny(3, 2)
+    with torch.no_grad():
+        for layer in network.layers:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.zero_()
+        convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
+        first, *middle, last = convolutions
+        first.weight[0, 0, 1, 1], first.weight[1, 0, 1, 1] = 1, -1
+        for layer in middle:
+            layer.weight[0, 0, 1, 1] = layer.weight[1, 1, 1, 1] = 1
+        last.weight[1, 0, 0, 0] = last.weight[0, 1, 0, 0] = 8
+        last.bias.zero_()
+    return network
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model") / "model.pt")
+
+
+def save(path, gsd=2.0, dtype="uint8"):
+    config = TrainConfig(arch="tiny", window=64, overlap=0.25)
+    save_checkpoint(path, threshold(), Card("segmenter", config, CLASSES, bands(dtype), gsd))
+    return path
+
+
+def image(seed=0, shape=SHAPE, dtype="uint8"):
+    values = np.random.default_rng(seed).integers(1, 255, (3, *shape))
+    return np.where(values == 100, 101, values).astype(dtype)
+
+
+def truth(pixels):
+    return np.where(pixels[0] > 100, 9, 4).astype(np.uint8)
+
+
+def opened(path):
+    with rasterio.open(path) as dataset:
+        return dataset.read(1), dataset.profile, dataset.tags(), dataset.colormap(1)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- One raster ----------------------------------------------------------------------------------
+
+
+def test_a_map_is_what_the_network_says_on_the_rasters_grid(tmp_path, model):
+    pixels = image()
+    pixels[:, :40, :50] = 0
+    source = write_raster(tmp_path / "a.tif", pixels, nodata=0)
+    (made,) = predict(source, model, tmp_path / "map.tif")
+    labels, profile, tags, colours = opened(made.out)
+    assert_array_equal(labels[:40, :50], 255)
+    assert_array_equal(labels[60:], truth(pixels)[60:])
+    assert (profile["transform"], profile["crs"], profile["nodata"]) == (NORTH_UP, UTM, 255)
+    assert colours[9] == (200, 210, 220, 255)
+    assert json.loads(tags[CLASSES_TAG]) == CLASSES.to_dict()
+    assert tags["RSSEG_SOURCE"] == "a.tif"
+    assert len(tags["RSSEG_MODEL"]) == 16
+    assert not any("TIME" in name for name in tags)
+
+
+def test_confidence(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    out = tmp_path / "conf.tif"
+    predict([source], model, tmp_path / "map.tif", confidence=out)
+    with rasterio.open(out) as dataset:
+        confidence = dataset.read(1)
+    assert confidence.min() >= 127
+    assert confidence.max() <= 254
+
+
+@pytest.mark.parametrize("settings", [{"block_rows": 7}, {"workers": 0}, {"block_rows": 500}])
+def test_blocks_and_workers_change_no_byte(tmp_path, model, settings):
+    source = write_raster(tmp_path / "a.tif", image())
+    predict(source, model, tmp_path / "one.tif")
+    predict(source, model, tmp_path / "two.tif", **settings)
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+
+
+def test_area_of_interest(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    left, top = NORTH_UP @ (20, 30)
+    right, bottom = NORTH_UP @ (90, 70)
+    aoi = write_features(tmp_path / "aoi.gpkg", [box(left, bottom, right, top)])
+    predict(source, model, tmp_path / "map.tif", aoi=aoi)
+    labels = opened(tmp_path / "map.tif")[0]
+    inside = np.zeros(SHAPE, bool)
+    inside[30:70, 20:90] = True
+    assert_array_equal(labels != 255, inside)
+
+
+def test_another_resolution_still_writes_the_rasters_grid(tmp_path, model):
+    pixels = np.repeat(np.repeat(image(shape=(75, 100)), 2, axis=1), 2, axis=2)
+    source = write_raster(tmp_path / "a.tif", pixels, NORTH_UP @ Affine.scale(0.5))
+    listener = Listener()
+    # The last rows and columns of resampled pixels mix what lies beside them.
+    predict(source, model, tmp_path / "map.tif", gsd=2.0, progress=listener)
+    labels, profile, *_ = opened(tmp_path / "map.tif")
+    assert labels.shape == SHAPE
+    assert profile["transform"] == NORTH_UP @ Affine.scale(0.5)
+    assert (labels == truth(pixels)).mean() > 0.9
+    assert listener.warnings == []
+
+
+def test_a_dry_run_writes_nothing(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    before = files(tmp_path)
+    (planned,) = predict([source], model, tmp_path / "map.tif", dry_run=True)
+    assert files(tmp_path) == before
+    assert planned.plan.windows == (3, 4)
+    assert planned.seconds > 0
+
+
+# --- Several rasters -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(("a", "b")):
+        write_raster(tmp_path / "in" / f"{name}.tif", image(seed))
+    return tmp_path / "in"
+
+
+def test_a_folder_gives_a_map_each(tmp_path, folder, model):
+    out, sure = tmp_path / "maps", tmp_path / "sure"
+    made = predict(folder, model, out, confidence=sure)
+    assert [one.out for one in made] == [out / "a.tif", out / "b.tif"]
+    assert_array_equal(opened(out / "b.tif")[0], truth(image(1)))
+    assert sorted(path.name for path in sure.iterdir()) == ["a.tif", "b.tif"]
+
+
+def test_an_interrupted_folder_goes_on(tmp_path, folder, model):
+    out = tmp_path / "maps"
+    predict(folder, model, out)
+    undisturbed = files(out)
+    (out / "b.tif").unlink()
+    kept = (out / "a.tif").stat().st_mtime_ns
+    made = predict(folder, model, out)
+    assert [one.source.name for one in made] == ["b.tif"]
+    assert files(out) == undisturbed
+    assert (out / "a.tif").stat().st_mtime_ns == kept
+
+
+def test_maps_of_other_settings_are_not_taken_for_ours(tmp_path, folder, model):
+    out = tmp_path / "maps"
+    predict(folder, model, out)
+    (out / "b.tif").unlink()
+    with pytest.raises(InputError, match=r"a\.tif: exists already"):
+        predict(folder, model, out, overlap=0.5)
+    assert sorted(files(out)) == ["a.tif"]
+
+
+def test_a_finished_folder_is_not_made_again(tmp_path, folder, model):
+    predict(folder, model, tmp_path / "maps")
+    with pytest.raises(InputError, match="exists already"):
+        predict(folder, model, tmp_path / "maps")
+    assert len(predict(folder, model, tmp_path / "maps", overwrite=True)) == 2
+
+
+def test_all_rasters_are_checked_before_the_first_is_mapped(tmp_path, folder, model):
+    write_raster(folder / "c.tif", image()[:1])
+    with pytest.raises(InputError, match=r"c\.tif: asks for band 2, the raster has 1"):
+        predict(folder, model, tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_rasters_outside_the_area_are_left_out(tmp_path, folder, model):
+    far = NORTH_UP @ Affine.translation(1000, 0)
+    write_raster(folder / "c.tif", image(), far)
+    corner, opposite = far @ (0, 0), far @ (50, 50)
+    aoi = write_features(tmp_path / "aoi.gpkg", [box(*corner, *opposite)])
+    (made,) = predict(folder, model, tmp_path / "maps", aoi=aoi)
+    assert made.source.name == "c.tif"
+
+
+def test_maps_of_one_name(tmp_path, folder, model):
+    other = write_raster(tmp_path / "a.vrt.tif", image()).rename(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"both be mapped to a\.tif"):
+        predict([folder, other], model, tmp_path / "maps")
+
+
+def test_an_interruption_within_a_raster(tmp_path, model, monkeypatch):
+    source = write_raster(tmp_path / "a.tif", image())
+    predict(source, model, tmp_path / "whole.tif", block_rows=32)
+    calls = []
+    plain = Forward.__call__
+
+    def stops(self, images):
+        calls.append(len(images))
+        if len(calls) == 5:  # in the last row of windows
+            raise KeyboardInterrupt
+        return plain(self, images)
+
+    monkeypatch.setattr(Forward, "__call__", stops)
+    with pytest.raises(KeyboardInterrupt):
+        predict(source, model, tmp_path / "map.tif", block_rows=32, batch_size=2)
+    assert not (tmp_path / "map.tif").exists()
+    first = len(calls)
+    monkeypatch.setattr(Forward, "__call__", lambda self, i: calls.append(0) or plain(self, i))
+    predict(source, model, tmp_path / "map.tif", block_rows=32, batch_size=2)
+    assert len(calls) - first < 6, "finished blocks were made again"
+    assert_array_equal(opened(tmp_path / "map.tif")[0], opened(tmp_path / "whole.tif")[0])
+
+
+# --- What does not fit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 100}, "multiple of 32; use 96"),
+        ({"window": 0}, "multiple of 32; use 32"),
+        ({"overlap": 0.9}, "overlap 0.9 is out of range"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"block_rows": 0}, "block rows 0"),
+        ({"workers": -1}, "workers -1"),
+        ({"device": "abacus"}, "unknown device 'abacus'"),
+        ({"gsd": -1.0}, "not a positive number"),
+    ],
+)
+def test_options(tmp_path, model, options, message):
+    source = write_raster(tmp_path / "a.tif", image())
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=message):
+        predict(source, model, tmp_path / "map.tif", **options)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("a.tif", {"overwrite": True}, "is an input of this run"),
+        ("map.png", {}, "name that ends in .tif"),
+        ("map.tif", {"confidence": "map.tif"}, "different places"),
+        ("nowhere/map.tif", {}, "does not exist"),
+        ("map.tif", {"confidence": "a.tif", "overwrite": True}, "is an input of this run"),
+    ],
+)
+def test_outputs(tmp_path, model, monkeypatch, out, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_raster(tmp_path / "a.tif", image())
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=message):
+        predict("a.tif", model, out, **options)
+    assert files(tmp_path) == before
+
+
+def test_a_scratch_folder_of_someone_else(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    (tmp_path / "map.tif.partial").mkdir()
+    (tmp_path / "map.tif.partial" / "diary.txt").write_text("mine")
+    with pytest.raises(InputError, match="is in the way"):
+        predict(source, model, tmp_path / "map.tif")
+
+
+def test_several_rasters_into_a_file(tmp_path, folder, model):
+    (tmp_path / "maps").write_text("mine")
+    with pytest.raises(InputError, match="several inputs or a folder need a folder"):
+        predict(folder, model, tmp_path / "maps", overwrite=True)
+
+
+def test_nothing_to_map(tmp_path, model):
+    with pytest.raises(InputError, match="no raster to map"):
+        predict([], model, tmp_path / "map.tif")
+
+
+def test_integers_of_another_type_are_refused(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image(dtype="uint16"))
+    with pytest.raises(InputError, match=r"uint16 pixels, .* uint8; .*-ot Byte"):
+        predict(source, model, tmp_path / "map.tif")
+
+
+def test_floats_where_integers_were_learnt_are_warned_of(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image(dtype="float32"))
+    listener = Listener()
+    predict(source, model, tmp_path / "map.tif", progress=listener)
+    (warning,) = listener.warnings
+    assert "has float32 pixels, the checkpoint learnt uint8" in warning
+    assert_array_equal(opened(tmp_path / "map.tif")[0], truth(image()))
+
+
+def test_floats_of_another_precision_are_fine(tmp_path):
+    model = save(tmp_path / "model.pt", dtype="float32")
+    source = write_raster(tmp_path / "a.tif", image(dtype="float64"))
+    listener = Listener()
+    predict(source, model, tmp_path / "map.tif", progress=listener)
+    assert listener.warnings == []
+
+
+def test_no_crs_is_a_warning(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image(), crs=None)
+    listener = Listener()
+    predict(source, model, tmp_path / "map.tif", progress=listener)
+    (warning,) = listener.warnings
+    assert "has no CRS" in warning
+
+
+@pytest.mark.parametrize(("gsd", "warned"), [(2.0, 0), (1.4, 0), (1.2, 1), (3.2, 1), (None, 0)])
+def test_another_ground_resolution_is_one_warning(tmp_path, gsd, warned):
+    model = save(tmp_path / "model.pt", gsd)
+    source = write_raster(tmp_path / "a.tif", image())
+    listener = Listener()
+    predict(source, model, tmp_path / "map.tif", progress=listener)
+    assert len(listener.warnings) == warned
+    assert all("2 m per pixel" in w and f"--gsd {gsd}" in w for w in listener.warnings)
+
+
+@pytest.mark.parametrize(("free", "refused"), [(100_000, False), (10_000, True)])
+def test_a_small_disk(tmp_path, model, monkeypatch, free, refused):
+    source = write_raster(tmp_path / "a.tif", image())
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(sys.modules["rsseg.api.predict"].shutil, "disk_usage", lambda _: usage)
+    listener = Listener()
+    if refused:
+        with pytest.raises(InputError, match="GB of disk are needed"):
+            predict(source, model, tmp_path / "map.tif", progress=listener)
+    else:
+        predict(source, model, tmp_path / "map.tif", progress=listener)
+        assert "if it fills up" in listener.warnings[0]
+
+
+def test_a_classifier_is_no_segmenter(tmp_path):
+    card = Card("classifier", TrainConfig(), CLASSES, bands())
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, threshold(), card)
+    with pytest.raises(InputError):
+        predict(write_raster(tmp_path / "a.tif", image()), path, tmp_path / "map.tif")
+
+
+# --- The network as a function -------------------------------------------------------------------
+
+
+class Spy(nn.Module):
+    """Notes the batches it sees, and has memory for so many windows."""
+
+    def __init__(self, room=1000):
+        super().__init__()
+        self.seen = []
+        self.room = room
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        if len(images) > self.room:
+            raise RuntimeError("out of memory")
+        return torch.stack([images[:, 0], -images[:, 0]], dim=1)
+
+
+@pytest.mark.parametrize(("side", "batches"), [(256, [4, 4, 1]), (512, [1] * 9), (64, [9])])
+def test_a_cpu_takes_a_bounded_number_of_pixels_at_once(side, batches):
+    assert side**2 * max(batches) <= CPU_PIXELS
+    spy = Spy()
+    images = np.random.default_rng(0).normal(size=(9, 3, side, side)).astype(np.float32)
+    scores = Forward(spy, torch.device("cpu"), SILENT)(images)
+    assert spy.seen == batches
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
+    assert_array_equal(scores[:, 0] > 0.5, images[:, 0] > 0)
+
+
+def test_memory_that_did_not_suffice_once_is_not_asked_for_again():
+    spy, listener = Spy(room=2), Listener()
+    forward = Forward(spy, torch.device("cpu"), listener)
+    images = np.zeros((8, 1, 32, 32), np.float32)
+    forward(images)
+    assert spy.seen == [8, 4, 2, 2, 2, 2]
+    forward(images)
+    assert spy.seen[6:] == [2, 2, 2, 2]
+    assert len(listener.warnings) == 2
+
+
+def test_a_path_may_be_text(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    (made,) = predict(str(source), str(model), str(tmp_path / "map.tif"))
+    assert made.out == Path(tmp_path / "map.tif")

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from rsseg.errors import InputError
 
 Proposals = Literal["sam", "superpixels"]
+Pooling = Literal["softmax", "mean"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ class TileConfig:
 class ClassifierConfig:
     """The image-level classifier whose class activation maps (CAM) seed the pseudo-labels.
 
+    The defaults make a fine-grained CAM; ``strides = [16]``, ``hidden = 0`` and
+    ``pooling = "mean"`` make the plain one of the papers (global average pooling).
+
     Args:
         backbone: ``efficientnet_lite0`` (weights come with the installation) or any timm name.
         weights: ImageNet weights: ``auto`` (those at hand, else none), ``none``, or a file.
-        output_stride: pixels per CAM cell: 8 or 16.
+        strides: strides of the backbone's levels that the CAM is made from; the finest is the
+            size of a CAM cell in pixels.
+        hidden: channels of each level's hidden layer; 0 makes the CAM linear in the features.
+        pooling: ``softmax`` (classes compete for each cell) or ``mean`` (global average).
         window: pixels the network should see at once; small tiles are taken in blocks.
         halo: pixels of context around each window's cores; a multiple of 16.
         epochs: passes over the tagged tiles; 0 = as many as make ``min_steps``.
@@ -54,17 +61,24 @@ class ClassifierConfig:
 
     backbone: str = "efficientnet_lite0"
     weights: str = "auto"
-    output_stride: int = 16
-    window: int = 256
+    strides: tuple[int, ...] = (8, 16)
+    hidden: int = 64
+    pooling: Pooling = "softmax"
+    window: int = 192
     halo: int = 32
     epochs: int = 0
-    min_steps: int = 300
-    batch_size: int = 8
+    min_steps: int = 200
+    batch_size: int = 4
     lr: float = 2e-3
-    backbone_lr_factor: float = 0.1
+    backbone_lr_factor: float = 0.3
     weight_decay: float = 1e-2
     dropout: float = 0.3
     seed: int = 0
+
+    @property
+    def cell(self) -> int:
+        """Side of a CAM cell in pixels."""
+        return min(self.strides)
 
 
 @dataclass(frozen=True)

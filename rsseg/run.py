@@ -119,7 +119,7 @@ def read_tile(site: Site, scene: Scene, tile: Tile, reads: Mapping[str, str]) ->
         image=image,
         valid=valid,
         allowed=np.moveaxis(near != 0, -1, 0),
-        labelled=(near >= 0).any(axis=-1),
+        labelled=np.asarray((near >= 0).any(axis=-1)),
         layers=layers,
     )
 

@@ -76,7 +76,7 @@ def pseudo_label(
         settings.cam,
         where,
         batch_size,
-        settings.classifier.output_stride,
+        settings.classifier.cell,
         opened.classes.foreground,
     )
     cam_key = fingerprint(settings.cam, checkpoint.stem)
@@ -232,9 +232,17 @@ def _fit_classifier(
 ) -> Classifier:
     site, config = chain.site, chain.config
     torch.manual_seed(config.seed)
-    network = Classifier(config, len(site.bands), len(site.classes.foreground))
+    count = len(site.classes.foreground)
+    network = Classifier(config, len(site.bands), count)
     tiling = next(iter(chain.tilings.values()))
-    objective = TagObjective(network, config, tiling.halo, tiling.core // site.core)
+    objective = TagObjective(
+        network,
+        config,
+        tiling.halo,
+        tiling.core // site.core,
+        count,
+        site.classes.background is not None,
+    )
     train, held_back = (_tag_windows(chain, held) for held in (False, True))
     schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
     fit(objective, train, held_back, schedule, work, device, progress, "classifier")
@@ -252,5 +260,5 @@ def _tag_windows(chain: _Chain, validation: bool) -> TagWindows:
         name: [tile for tile in tiling if len(_tags_under(site.scenes[name], masked[name], tile))]
         for name, tiling in chain.tilings.items()
     }
-    cell = chain.config.output_stride
+    cell = chain.config.cell
     return TagWindows(site, windows, masked, cell, chain.config.seed)

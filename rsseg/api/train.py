@@ -202,7 +202,7 @@ def _split(
     The split is the one made with the tags, where there are any.
     """
     scenes = site.scenes
-    labelled = {name: table.any(axis=-1) for name, table in counts.items()}
+    labelled = {name: np.asarray(table.any(axis=-1)) for name, table in counts.items()}
     if all(scene.tags is not None for scene in scenes.values()):
         held = {name: scene.validation for name, scene in scenes.items()}
     else:

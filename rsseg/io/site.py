@@ -505,13 +505,14 @@ def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -
         "pixel_bytes": plan.pixel_bytes(),
         "layers": {},
     }
-    return zarr.create_group(partial, attributes={"rsseg": facts, "plan": described}, zarr_format=3)
+    attributes: dict[str, Any] = {"rsseg": facts, "plan": described}
+    return zarr.create_group(partial, attributes=attributes, zarr_format=3)
 
 
 def _fill_scene(
     group: zarr.Group, raster: Raster, plan: SitePlan, advance: Callable[[int], None]
 ) -> None:
-    facts = {"source": describe_source(raster.path), "linked": plan.links}
+    facts: Any = {"source": describe_source(raster.path), "linked": plan.links}
     group.attrs.update({**geo_attributes(raster.grid), "rsseg": facts})
     write_spatial_ref(group, raster.grid)
     tiling = Tiling(raster.grid.shape, plan.core, plan.halo)
@@ -576,7 +577,9 @@ def write_spatial_ref(group: zarr.Group, grid: Grid) -> None:
     if "spatial_ref" in group:
         return
     gdal = " ".join(repr(value) for value in grid.transform.to_gdal())
-    attributes = {"GeoTransform": gdal, **({"crs_wkt": grid.crs} if grid.crs else {})}
+    attributes: dict[str, Any] = {"GeoTransform": gdal}
+    if grid.crs:
+        attributes["crs_wkt"] = grid.crs
     group.create_array(
         "spatial_ref", shape=(), dtype="int32", dimension_names=(), attributes=attributes
     )

@@ -53,7 +53,8 @@ class Schedule:
 def poly(step: int, total: int) -> float:
     """Return the factor of the learning rate at a step: linear warm-up, then (1 - s/S)^0.9."""
     warm = max(1, round(total * WARM_UP))
-    return min(1.0, (step + 1) / warm) * (1 - min(step, total) / total) ** POLY_POWER
+    rest: float = (1 - min(step, total) / total) ** POLY_POWER
+    return min(1.0, (step + 1) / warm) * rest
 
 
 def fit(
@@ -150,7 +151,7 @@ class _Loop(LightningModule):
 
     def __init__(self, objective: Objective, batches: Batches, total: int, seed: int) -> None:
         super().__init__()
-        self.network: nn.Module = objective.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = objective.network.to(memory_format=torch.channels_last)
         self._objective = objective
         self._batches = batches
         self._total = total
@@ -177,7 +178,7 @@ class _Loop(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._objective.validation_scores())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimiser = torch.optim.AdamW(self._objective.parameter_groups())
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: poly(step, self._total)

@@ -13,7 +13,9 @@ Batch = Mapping[str, Tensor]
 class Objective(Protocol):
     """A network, its loss, and how good it is on what was held back."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups: ``params``, ``lr``, ``weight_decay``."""

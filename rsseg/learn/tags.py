@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from rsseg.config import ClassifierConfig
 from rsseg.learn.objective import Batch, two_speed_groups
-from rsseg.nets.classifier import Classifier
-from rsseg.ops.cam import multilabel_loss, pool
+from rsseg.ops.cam import competitive_pool, multilabel_loss, pool
 
 
 class TagObjective:
@@ -19,26 +18,36 @@ class TagObjective:
 
     Args:
         network: gives CAMs.
-        config: learning rates.
+        config: pooling and learning rates.
         halo: pixels around the cores that are seen but not pooled.
         count: cores per side of a window.
+        classes: number of foreground classes.
+        background: whether cells may belong to none of them.
     """
 
     def __init__(
-        self, network: Classifier, config: ClassifierConfig, halo: int, count: int
+        self,
+        network: nn.Module,
+        config: ClassifierConfig,
+        halo: int,
+        count: int,
+        classes: int,
+        background: bool,
     ) -> None:
         self.network = network
         self._config = config
-        self._border = halo // config.output_stride
+        self._border = halo // config.cell
         self._count = count
+        self._background = background
         self._metric = MultilabelAveragePrecision(
-            num_labels=network.cam.out_channels, average="macro", ignore_index=-1
+            num_labels=classes, average="macro", ignore_index=-1
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: the pretrained backbone learns more slowly."""
         config = self._config
-        slow = list(self.network.backbone.parameters())
+        backbone = self.network.get_submodule("backbone")
+        slow = list(backbone.parameters())
         return two_speed_groups(
             self.network, slow, config.lr, config.backbone_lr_factor, config.weight_decay
         )
@@ -52,7 +61,9 @@ class TagObjective:
         border = self._border
         if border:
             cam = cam[..., border:-border, border:-border]
-        return pool(cam, batch["weight"], self._count)
+        if self._config.pooling == "mean":
+            return pool(cam, batch["weight"], self._count)
+        return competitive_pool(cam, batch["weight"], self._count, background=self._background)
 
     def validate(self, batch: Batch) -> None:
         """Take note of the tags of held-back cores."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -20,32 +21,48 @@ TIMM_NAMES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 
 def build_backbone(
-    name: str, *, in_channels: int, output_stride: int, weights: str = "auto"
+    name: str, *, in_channels: int, strides: Sequence[int], weights: str = "auto"
 ) -> nn.Module:
-    """Return a timm feature extractor: (B, C, H, W) -> list of maps, the last the coarsest.
+    """Return a timm feature extractor: (B, C, H, W) -> a map for each stride, in their order.
 
     Args:
         name: ``efficientnet_lite0`` or any timm model that offers ``features_only``.
         in_channels: bands of the images; the pretrained first convolution is adapted.
-        output_stride: pixels per cell of the last map, 8, 16 or 32.
+        strides: pixels per cell of the wanted levels, ascending; of several levels with the same
+            stride the deepest is taken.
         weights: ``auto`` (ImageNet weights at hand, else random), ``none``, or a file.
 
     Raises:
-        InputError: timm does not know the name, or the weights do not fit.
+        InputError: timm does not know the name, the network has no such level, or the weights do
+            not fit.
     """
+    levels = _levels(name, strides)
+    model = _create(name, in_chans=in_channels, out_indices=levels)
+    found = imagenet_weights(name, weights)
+    if found is not None:
+        load_features(model, found, f"weights of {name}")
+    return model
+
+
+def _levels(name: str, strides: Sequence[int]) -> tuple[int, ...]:
+    reductions: list[int] = _create(name).feature_info.reduction()  # type: ignore[union-attr, operator]
+    missing = next((stride for stride in strides if stride not in reductions), None)
+    if missing is not None:
+        raise InputError(
+            f"backbone {name!r} has no level of stride {missing}; its strides are "
+            f"{', '.join(map(str, sorted(set(reductions))))}"
+        )
+    return tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
+
+
+def _create(name: str, **options: Any) -> nn.Module:
     try:
-        model = timm.create_model(
-            TIMM_NAMES.get(name, name),
-            features_only=True,
-            in_chans=in_channels,
-            output_stride=output_stride,
+        model: nn.Module = timm.create_model(
+            TIMM_NAMES.get(name, name), features_only=True, **options
         )
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"backbone {name!r} cannot be built with timm: {reason}") from error
-    found = imagenet_weights(name, weights)
-    if found is not None:
-        load_features(model, found, f"weights of {name}")
     return model
 
 
@@ -60,11 +77,6 @@ def imagenet_weights(name: str, weights: str) -> Weights | None:
     if weights != "auto":
         return read_state_dict(Path(weights))
     return _lite0_weights() if name == "efficientnet_lite0" else None
-
-
-def has_weights(name: str, weights: str) -> bool:
-    """Whether pretrained weights will be loaded."""
-    return weights != "none" and (weights != "auto" or name == "efficientnet_lite0")
 
 
 def _lite0_weights() -> Weights:

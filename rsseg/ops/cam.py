@@ -139,6 +139,38 @@ def pool(cam: Tensor, weight: Tensor, count: int) -> Tensor:
     return (total / share.clamp(min=_EPS)).permute(0, 2, 3, 1)
 
 
+def competitive_pool(
+    cam: Tensor, weight: Tensor, count: int, *, background: bool, power: float = 4.0
+) -> Tensor:
+    """Return each tile core's logits where the classes compete for every cell.
+
+    A cell belongs to one class: p = softmax over the classes. A class is present in a core with the
+    probability P = (mean over cells of p^power)^(1/power), between the mean (power 1) and the
+    maximum (power infinite): a few cells suffice to be present, but every cell counts. Global
+    average pooling, in contrast, asks every class to fill the core.
+
+    Args:
+        cam: (B, K, h, w) float, over a block of ``count`` x ``count`` equal cores and no halo.
+        weight: (B, 1, h, w) float in [0, 1], share of valid pixels of each cell.
+        count: cores per side; divides h and w.
+        background: whether cells may belong to no class; that class's CAM is 0 everywhere.
+        power: of the mean.
+
+    Returns:
+        (B, count, count, K) float: log(P / (1 - P)).
+
+    Source: generalised-mean pooling (Radenović et al., TPAMI 2019) on softmax maps.
+    """
+    import torch
+
+    classes = cam.shape[1]
+    if background:
+        cam = torch.cat([cam, torch.zeros_like(cam[:, :1])], dim=1)
+    cells = cam.softmax(dim=1)[:, :classes].pow(power)
+    share = pool(cells, weight, count).pow(1 / power).clamp(_EPS, 1 - _EPS)
+    return torch.logit(share)
+
+
 def _extreme(
     reduce: Callable[..., NDArray[np.float32]],
     values: NDArray[np.float32],

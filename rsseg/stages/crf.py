@@ -57,9 +57,10 @@ class CrfStage:
 
     def _posterior(self, tile: TileData) -> NDArray[np.uint8]:
         cam = tile.layers["cam"]
-        scores = resize(
-            cam.astype(np.float32) / 255, (len(cam), *tile.valid.shape), order=1, mode="edge"
-        ).astype(np.float32)
+        shape = (len(cam), *tile.valid.shape)
+        scores: NDArray[np.float32] = resize(  # type: ignore[no-untyped-call]
+            cam.astype(np.float32) / 255, shape, order=1, mode="edge"
+        )
         if self.background is not None:
             scores = with_background(scores, self.background_power, self.background)
         # A pixel where no allowed class is active says nothing: all its classes are as likely.

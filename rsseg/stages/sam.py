@@ -162,9 +162,9 @@ class LabelStage:
         present = np.flatnonzero((tile.allowed & wanted).any(axis=(1, 2)))
         if len(present) <= 1:
             label = present[0] if len(present) else IGNORE
-            return np.where(wanted, label, IGNORE).astype(np.uint8)
-        posterior = tile.layers["crf"].astype(np.float32) / 255
-        labels = posterior.argmax(axis=0).astype(np.uint8)
+            return np.where(wanted, np.uint8(label), np.uint8(IGNORE))
+        posterior = (tile.layers["crf"] / np.float32(255)).astype(np.float32)
+        labels: NDArray[np.uint8] = posterior.argmax(axis=0).astype(np.uint8)
         labels[(posterior.max(axis=0) < self.config.min_confidence) | ~wanted] = IGNORE
         if self.masks is None:
             return labels

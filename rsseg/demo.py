@@ -1,0 +1,204 @@
+"""demo: the whole way on a drawn orthophoto, offline, with scores against its exact truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from rsseg.api import evaluate, predict, pseudo_label, tag, tile, train
+from rsseg.api.export import export
+from rsseg.classes import Classes
+from rsseg.config import Settings, TileConfig, with_options
+from rsseg.errors import InputError
+from rsseg.grid import Grid
+from rsseg.io.classmap import ClassMap, ClassRaster
+from rsseg.io.files import replacing
+from rsseg.io.mapfile import strips, write_map
+from rsseg.io.site import Site
+from rsseg.nets.device import pick_device
+from rsseg.ops.confusion import Scores
+from rsseg.ops.synthetic import CLASS_NAMES, draw_orthophoto, gaussian_classifier
+from rsseg.progress import SILENT, Progress
+
+COLOURS = ("#d7301f", "#6e6e6e", "#e8c547", "#1b7837", "#2b83ba")
+TILE = TileConfig(size=96, overlap=1 / 3)
+"""Tags are given for cores of 64 px (19 m): coarse enough to tick, fine enough to learn from."""
+NOTE = ".rsseg-demo"
+"""Marks a folder that a demo made, so that ``overwrite`` never clears another."""
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What a demo made.
+
+    Args:
+        orthophoto: the drawn orthophoto.
+        map: the map made of it.
+        quicklook: PNG of orthophoto, truth and map side by side.
+        site: the site.
+        scores: name → scores against the exact truth: pseudo-labels, map, and the control that
+            knows nothing but colour.
+        classes: the classes.
+    """
+
+    orthophoto: Path
+    map: Path
+    quicklook: Path
+    site: Path
+    scores: dict[str, Scores]
+    classes: Classes
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    size: int = 1024,
+    seed: int = 0,
+    proposals: Literal["sam", "superpixels"] | None = None,
+    sam: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> DemoReport:
+    """Draw an orthophoto, tag its tiles, learn from the tags alone, map it and score the map.
+
+    Args:
+        folder: where everything goes.
+        size: side of the orthophoto, pixels of 0.3 m; at least 512.
+        seed: another seed is another place.
+        proposals: ``sam`` or ``superpixels``; by default SAM on a GPU where its weights are at
+            hand, else superpixels.
+        sam: SAM's weights, by registry name or path.
+        device: where networks run.
+        overwrite: replace what an earlier demo left in the folder.
+        progress: shows what is going on.
+
+    Raises:
+        InputError: the folder is in use, or the size is too small.
+    """
+    folder = Path(folder)
+    if size < 512:
+        raise InputError(f"--size {size}: colour alone solves scenes that small; use 512 or more")
+    settings = _settings(proposals, sam, device, progress)
+    _prepare(folder, {"size": size, "seed": seed}, overwrite)
+    files = _Files(folder)
+    classes = _classes()
+    image, truth = draw_orthophoto(size, seed)
+    control = gaussian_classifier(image, truth)
+    _write_inputs(files, image, truth, control, classes)
+    if not files.site.exists():
+        tile([files.orthophoto], files.site, classes, config=TILE, progress=progress)
+    tag(files.site, [files.truth], progress=progress)
+    site = pseudo_label(files.site, settings=settings, sam=sam, device=device, progress=progress)
+    export(files.site, "labels", files.labels, overwrite=True, progress=progress)
+    if not files.model.exists():
+        train(files.site, files.model, device=device, overwrite=True, progress=progress)
+    predict([files.orthophoto], files.model, files.map, device=device, progress=progress)
+    compared = {"pseudo-labels": files.labels, "map": files.map, "colour alone": files.control}
+    scores = {name: evaluate(path, files.truth).scores for name, path in compared.items()}
+    draw_quicklook(files.quicklook, site, files.truth, files.map)
+    return DemoReport(files.orthophoto, files.map, files.quicklook, files.site, scores, classes)
+
+
+class _Files:
+    """The files of a demo.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.orthophoto = folder / "ortho.tif"
+        self.truth = folder / "truth.tif"
+        self.control = folder / "colour_alone.tif"
+        self.site = folder / "site.zarr"
+        self.labels = folder / "pseudo_labels.tif"
+        self.model = folder / "model.pt"
+        self.map = folder / "map.tif"
+        self.quicklook = folder / "quicklook.png"
+
+
+def _prepare(folder: Path, what: dict[str, int], overwrite: bool) -> None:
+    """Make the folder, empty unless an interrupted demo of the same kind is to go on there."""
+    note = folder / NOTE
+    if folder.exists() and any(folder.iterdir()):
+        if not note.is_file():
+            raise InputError(f"{folder}: holds files that no demo made; give another --out")
+        same = json.loads(note.read_text(encoding="utf-8")) == what
+        if overwrite or not same:
+            if not overwrite:
+                raise InputError(f"{folder}: holds another demo; give another --out or --overwrite")
+            shutil.rmtree(folder)
+        elif _Files(folder).map.exists():
+            raise InputError(f"{folder}: holds this demo already; --overwrite runs it anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(what), encoding="utf-8")
+
+
+def _classes() -> Classes:
+    rows = zip(CLASS_NAMES, COLOURS, strict=True)
+    return Classes.from_dict({"classes": [{"name": n, "colour": c} for n, c in rows]})
+
+
+def _settings(
+    proposals: Literal["sam", "superpixels"] | None,
+    sam: str | None,
+    device: str,
+    progress: Progress,
+) -> Settings:
+    settings = Settings()
+    if proposals is None and sam is None and pick_device(device).type == "cpu":
+        progress.note("superpixels serve as proposals: on a CPU, SAM would take minutes")
+        proposals = "superpixels"
+    changed = with_options(settings.proposals, proposals=proposals)
+    return replace(settings, proposals=changed)
+
+
+def _write_inputs(
+    files: _Files,
+    image: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    control: NDArray[np.uint8],
+    classes: Classes,
+) -> None:
+    grid = Grid(truth.shape[:2], Affine(0.3, 0, 500_000, 0, -0.3, 5_400_000), CRS(32633).to_wkt())
+    if not files.orthophoto.exists():
+        blocks = [(window, image[(slice(None), *window.slices)]) for window in strips(grid.shape)]
+        write_map(files.orthophoto, grid, blocks, count=3, nodata=None)
+    for path, indices in ((files.truth, truth), (files.control, control)):
+        ids = classes.to_ids(indices)
+        strip_ids = [(window, ids[window.slices]) for window in strips(grid.shape)]
+        write_map(path, grid, strip_ids, classes=classes, overwrite=True)
+
+
+def draw_quicklook(out: Path, site: Site, truth: Path, drawn: Path) -> None:
+    """Draw the orthophoto (8-bit view), the truth and the map side by side, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    [scene] = site.scenes.values()
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(site.classes)] = site.classes.colours
+    panels = {"orthophoto": site.bands.to_rgb(*scene.read(scene.grid.window))}
+    for title, path in (("exact truth", truth), ("map from tile tags", drawn)):
+        with ClassRaster(path) as raster:
+            indices = ClassMap(raster, site.classes).read(scene.grid.window)
+        panels[title] = palette[indices]
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    for axes, (title, picture) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        axes.imshow(picture, interpolation="antialiased")
+        axes.set_title(title)
+        axes.set_axis_off()
+    colours = zip(site.classes.names, palette / 255, strict=False)
+    handles = [Patch(facecolor=colour, label=name) for name, colour in colours]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    with replacing(out, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})

@@ -25,6 +25,7 @@ from rsseg.errors import InputError, RssegError, RunError
 if TYPE_CHECKING:
     from rsseg.api import Evaluation, Prediction, SiteInfo
     from rsseg.console import Console
+    from rsseg.demo import DemoReport
 
 DEFAULTS = Settings()
 
@@ -784,7 +785,30 @@ def demo(
     from rsseg.demo import run_demo
 
     with _console(context, quiet, verbose) as console:
-        run_demo(out, size=size, seed=seed, device=device, overwrite=overwrite, progress=console)
+        report = run_demo(
+            out,
+            size=size,
+            seed=seed,
+            proposals=None if proposals is None else proposals.value,
+            sam=_sam_at_hand(sam) if proposals == ProposalKind.SAM else sam,
+            device=device,
+            overwrite=overwrite,
+            progress=console,
+        )
+        _print_demo(report)
+
+
+def _print_demo(report: DemoReport) -> None:
+    from rsseg.console import print_table
+
+    rows = [
+        [name, *(f"{value:.3f}" for value in (scores.miou, scores.oa, *scores.iou.tolist()))]
+        for name, scores in report.scores.items()
+    ]
+    classes = [f"IoU {name}" for name in report.classes.names]
+    print_table(["against the exact truth", "mIoU", "OA", *classes], rows)
+    print(f"\n{report.quicklook} shows orthophoto, truth and map side by side")
+    print(f"open the map in QGIS: qgis {report.orthophoto} {report.map}")
 
 
 @weights_app.command("list")
@@ -916,7 +940,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except _UsageError as error:
         where = "rsseg" if error.ctx is None else error.ctx.command_path
-        print_error(f"error: {error.format_message()} (see {where} --help)")
+        print_error(f"error: {error.format_message().rstrip('.')}; see {where} --help")
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         if not _is_interruption(stop):

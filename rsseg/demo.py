@@ -16,7 +16,7 @@ from pyproj import CRS
 from rsseg.api import evaluate, predict, pseudo_label, tag, tile, train
 from rsseg.api.export import export
 from rsseg.classes import Classes
-from rsseg.config import Settings, TileConfig, with_options
+from rsseg.config import Settings, TileConfig, TrainConfig, with_options
 from rsseg.errors import InputError
 from rsseg.grid import Grid
 from rsseg.io.classmap import ClassMap, ClassRaster
@@ -31,6 +31,8 @@ from rsseg.progress import SILENT, Progress
 COLOURS = ("#d7301f", "#6e6e6e", "#e8c547", "#1b7837", "#2b83ba")
 TILE = TileConfig(size=96, overlap=1 / 3)
 """Tags are given for cores of 64 px (19 m): coarse enough to tick, fine enough to learn from."""
+TRAIN = TrainConfig(window=192, min_steps=250, batch_size=8)
+"""Shorter than the default, for a first look within minutes."""
 NOTE = ".rsseg-demo"
 """Marks a folder that a demo made, so that ``overwrite`` never clears another."""
 
@@ -100,7 +102,14 @@ def run_demo(
     site = pseudo_label(files.site, settings=settings, sam=sam, device=device, progress=progress)
     export(files.site, "labels", files.labels, overwrite=True, progress=progress)
     if not files.model.exists():
-        train(files.site, files.model, device=device, overwrite=True, progress=progress)
+        train(
+            files.site,
+            files.model,
+            config=TRAIN,
+            device=device,
+            overwrite=True,
+            progress=progress,
+        )
     predict([files.orthophoto], files.model, files.map, device=device, progress=progress)
     compared = {"pseudo-labels": files.labels, "map": files.map, "colour alone": files.control}
     scores = {name: evaluate(path, files.truth).scores for name, path in compared.items()}

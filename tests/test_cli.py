@@ -423,7 +423,11 @@ def screen(terminal):
 
 def shown_by(level=Level.NORMAL, terminal=False):
     output, clock = screen(terminal), Clock()
-    return Console(level, output, clock), clock, lambda: output.export_text(clear=False).splitlines()
+
+    def lines():
+        return output.export_text(clear=False).splitlines()
+
+    return Console(level, output, clock), clock, lines
 
 
 def test_levels():

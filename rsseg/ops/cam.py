@@ -167,8 +167,9 @@ def competitive_pool(
     if background:
         cam = torch.cat([cam, torch.zeros_like(cam[:, :1])], dim=1)
     cells = cam.softmax(dim=1)[:, :classes].pow(power)
-    share = pool(cells, weight, count).pow(1 / power).clamp(_EPS, 1 - _EPS)
-    return torch.logit(share)
+    # Bounded before the root, whose slope at 0 is infinite.
+    mean = pool(cells, weight, count).clamp(min=_EPS**power)
+    return torch.logit(mean.pow(1 / power).clamp(max=1 - _EPS))
 
 
 def _extreme(

@@ -275,5 +275,5 @@ def print_table(
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr."""
-    print(" ".join(message.split()), file=sys.stderr)
+    """Print a message on stderr, as one line whatever a library put into it."""
+    print(" ".join(message.splitlines()), file=sys.stderr)

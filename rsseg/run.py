@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -84,11 +87,25 @@ def _pool(
     # "spawn" everywhere: forking a process that has threads (torch, GDAL) can hang it.
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
     try:
-        futures = [pool.submit(_compute, stage, path, fingerprint, work) for work in pending]
+        with _deaf():
+            futures = [pool.submit(_compute, stage, path, fingerprint, work) for work in pending]
         for future in as_completed(futures):
             advance(future.result())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore Ctrl-C; processes that start meanwhile ignore it for good: it is ours to answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _compute(stage: Stage, path: Path, fingerprint: str, work: Work) -> int:

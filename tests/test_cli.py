@@ -27,8 +27,10 @@ from rsseg.classes import Classes
 from rsseg.cli import app, main
 from rsseg.config import TrainConfig
 from rsseg.console import Console, Download, Level, duration, print_table, quantity, rate
+from rsseg.demo import DemoReport
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.segmenter import build_segmenter
+from rsseg.ops.confusion import scores
 
 CLASSES = Classes.from_names(["building"])
 SIDE = 256
@@ -201,7 +203,21 @@ def test_a_dry_run_is_a_table(folder, capsys):
     assert not Path("maps").exists()
 
 
-def test_weights(folder, capsys, tmp_path):
+def test_the_demo_ends_with_a_table(monkeypatch, capsys):
+    right = scores(np.array([[3, 1, 0], [0, 4, 0]]))
+    files = [Path("demo") / name for name in ("ortho.tif", "map.tif", "look.png", "site.zarr")]
+    report = DemoReport(*files, {"map": right}, CLASSES)
+    asked = {}
+    monkeypatch.setattr(
+        "rsseg.demo.run_demo", lambda *_, **options: asked.update(options) or report
+    )
+    succeed("demo --seed 3 --proposals superpixels")
+    shown = capsys.readouterr().out
+    assert (asked["seed"], asked["proposals"], asked["sam"]) == (3, "superpixels", None)
+    assert all(text in shown for text in ("IoU building", "0.875", "qgis demo/ortho.tif"))
+
+
+def test_weights(folder, capsys):
     succeed("weights list")
     assert "mobile_sam" in capsys.readouterr().out
     succeed("weights path efficientnet_lite0")

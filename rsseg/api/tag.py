@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rsseg.io.site import Site
+from rsseg.io.tag_table import TagTable
 from rsseg.io.tags import advise, check, read_tags, shares, split_blocks
 from rsseg.progress import SILENT, Progress
 
@@ -74,10 +78,21 @@ def tag(
     )
     check(tags, opened.classes)
     split = split_blocks(scenes, tags, val_share=val_share, seed=seed)
-    for name, scene in opened.scenes.items():
-        scene.set_tags(tags[name], split[name])
-    opened.forget_layers(DERIVED)
+    if not _are_stored(opened, tags, split):
+        opened.forget_layers(DERIVED)
+        for name, scene in opened.scenes.items():
+            scene.set_tags(tags[name], split[name])
     for message in advise(tags, scenes, opened.classes, opened.core):
         progress.warn(message)
     counted = zip(opened.classes.names, shares(tags, opened.classes), strict=True)
     return [ClassShare(name, present, known) for name, (present, known) in counted]
+
+
+def _are_stored(site: Site, tags: TagTable, split: Mapping[str, NDArray[np.bool_]]) -> bool:
+    """Whether the site has these very tags, so that what was made from them stays."""
+    return all(
+        scene.tags is not None
+        and np.array_equal(scene.tags, tags[name])
+        and np.array_equal(scene.validation, split[name])
+        for name, scene in site.scenes.items()
+    )

@@ -212,4 +212,4 @@ def _jittered(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))
+    return torch.from_numpy(values.copy())  # turned views have negative strides

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
 
 from rsseg.config import ClassifierConfig
 from rsseg.learn.objective import Batch, two_speed_groups
@@ -39,8 +39,11 @@ class TagObjective:
         self._border = halo // config.cell
         self._count = count
         self._background = background
-        self._metric = MultilabelAveragePrecision(
-            num_labels=classes, average="macro", ignore_index=-1
+        # torchmetrics has no multi-label task of one label.
+        self._metric = (
+            BinaryAveragePrecision(ignore_index=-1)
+            if classes == 1
+            else MultilabelAveragePrecision(classes, average="macro", ignore_index=-1)
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

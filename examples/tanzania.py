@@ -1,0 +1,52 @@
+"""Buildings of Tanzania: learn on one drone orthophoto from tile tags, map another.
+
+Usage: python examples/tanzania.py DATA OUT
+
+DATA holds ``data/ortho/tanzania`` and ``weights/mobile_sam.pt``. The tags are derived from building
+polygons ("this tile contains buildings"); their outlines are used by the supervised control alone.
+Interrupted, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from steps import folders, rsseg
+
+
+def main() -> None:
+    """Run the example."""
+    shared, out = folders(sys.argv[1:], __doc__ or "")
+    data = shared / "data" / "ortho" / "tanzania"
+    site, labels = out / "site.zarr", out / "labels_a.tif"
+    rsseg(
+        *("tile", data / "ortho_a.tif", "--out", site),
+        *("--classes", "other,building", "--size", "256", "--overlap", "0"),
+        makes=site,
+    )
+    rsseg("tag", site, "--from", data / "buildings.geojson", "--min-area", "1")
+    rsseg(
+        *("pseudo-label", site, "--sam", shared / "weights" / "mobile_sam.pt"),
+        *("--points-per-side", "8", "--export", labels),
+        makes=labels,
+    )
+    rsseg(
+        "evaluate", "--overwrite", labels, data / "buildings_a.tif", "--json", out / "labels_a.json"
+    )
+    models = {"weak": [], "supervised": ["--labels", data / "buildings_a.tif"]}
+    for name, options in models.items():
+        model, map_b = out / f"{name}.pt", out / f"{name}_b.tif"
+        rsseg("train", site, "--out", model, *options, makes=model)
+        rsseg("predict", data / "ortho_b.tif", "--model", model, "--out", map_b, makes=map_b)
+        rsseg(
+            "evaluate",
+            "--overwrite",
+            map_b,
+            data / "buildings_b.tif",
+            "--json",
+            out / f"{name}_b.json",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from steps import folders, rsseg
+from steps import folders, rsseg, score
 
 SCENES = (1, 2, 5, 6, 8)
 CLASSES = """
@@ -53,21 +53,13 @@ def main() -> None:
         makes=out / "labels_scene1.tif",
     )
     for number, truth in zip(SCENES, truths, strict=True):
-        found = out / f"labels_scene{number}.tif"
-        rsseg("evaluate", "--overwrite", found, truth, "--json", found.with_suffix(".json"))
+        score(out / f"labels_scene{number}.tif", truth)
     models = {"weak": [], "supervised": [w for truth in truths for w in ("--labels", truth)]}
     for name, options in models.items():
         model, drawn = out / f"{name}.pt", out / f"{name}_scene4.tif"
         rsseg("train", site, "--out", model, *options, makes=model)
         rsseg("predict", data / "scene4.tif", "--model", model, "--out", drawn, makes=drawn)
-        rsseg(
-            "evaluate",
-            "--overwrite",
-            drawn,
-            data / "scene4_classes.tif",
-            "--json",
-            out / f"{name}_scene4.json",
-        )
+        score(drawn, data / "scene4_classes.tif")
 
 
 if __name__ == "__main__":

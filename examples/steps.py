@@ -26,6 +26,11 @@ def rsseg(*arguments: str | Path, makes: Path | None = None) -> None:
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
 
 
+def score(drawn: Path, truth: Path) -> None:
+    """Compare a map with the truth; the scores also go into a JSON file beside the map."""
+    rsseg("evaluate", drawn, truth, "--json", drawn.with_suffix(".json"), "--overwrite")
+
+
 def folders(arguments: Sequence[str], usage: str) -> tuple[Path, Path]:
     """Return the data folder and the output folder (created) of an example's command line."""
     if len(arguments) != 2:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from steps import folders, rsseg
+from steps import folders, rsseg, score
 
 
 def main() -> None:
@@ -30,22 +30,13 @@ def main() -> None:
         *("--points-per-side", "8", "--export", labels),
         makes=labels,
     )
-    rsseg(
-        "evaluate", "--overwrite", labels, data / "buildings_a.tif", "--json", out / "labels_a.json"
-    )
+    score(labels, data / "buildings_a.tif")
     models = {"weak": [], "supervised": ["--labels", data / "buildings_a.tif"]}
     for name, options in models.items():
         model, map_b = out / f"{name}.pt", out / f"{name}_b.tif"
         rsseg("train", site, "--out", model, *options, makes=model)
         rsseg("predict", data / "ortho_b.tif", "--model", model, "--out", map_b, makes=map_b)
-        rsseg(
-            "evaluate",
-            "--overwrite",
-            map_b,
-            data / "buildings_b.tif",
-            "--json",
-            out / f"{name}_b.json",
-        )
+        score(map_b, data / "buildings_b.tif")
 
 
 if __name__ == "__main__":

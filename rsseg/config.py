@@ -67,7 +67,7 @@ class ClassifierConfig:
     window: int = 192
     halo: int = 32
     epochs: int = 0
-    min_steps: int = 200
+    min_steps: int = 400
     batch_size: int = 4
     lr: float = 2e-3
     backbone_lr_factor: float = 0.3

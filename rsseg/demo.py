@@ -32,7 +32,8 @@ COLOURS = ("#d7301f", "#6e6e6e", "#e8c547", "#1b7837", "#2b83ba")
 TILE = TileConfig(size=96, overlap=1 / 3)
 """Tags are given for cores of 64 px (19 m): coarse enough to tick, fine enough to learn from."""
 TRAIN = TrainConfig(window=192, min_steps=250, batch_size=8)
-"""Shorter than the default, for a first look within minutes."""
+CLASSIFIER_STEPS = 200
+"""Both shorter than the defaults, for a first look within minutes."""
 NOTE = ".rsseg-demo"
 """Marks a folder that a demo made, so that ``overwrite`` never clears another."""
 
@@ -168,7 +169,8 @@ def _settings(
         progress.note("superpixels serve as proposals: on a CPU, SAM would take minutes")
         proposals = "superpixels"
     changed = with_options(settings.proposals, proposals=proposals)
-    return replace(settings, proposals=changed)
+    classifier = replace(settings.classifier, min_steps=CLASSIFIER_STEPS)
+    return replace(settings, classifier=classifier, proposals=changed)
 
 
 def _write_inputs(

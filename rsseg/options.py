@@ -1,0 +1,290 @@
+"""The options of the command line, each declared once: shared ones, then each command's own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsseg.config import Settings
+
+DEFAULTS = Settings()
+
+
+class Until(StrEnum):
+    """Last step of ``pseudo-label``."""
+
+    CAM = "cam"
+    CRF = "crf"
+    SAM = "sam"
+
+
+class ProposalKind(StrEnum):
+    """Where segment proposals come from."""
+
+    SAM = "sam"
+    SUPERPIXELS = "superpixels"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show details too.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+SitePath = Annotated[
+    Path, typer.Argument(metavar="SITE", help="The site, a folder that ends in .zarr.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="TOML file with settings, one table for each step."),
+]
+Device = Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda or mps.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default="by device", help="Windows at a time; halved if memory runs out."
+    ),
+]
+Field = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Field of vector features with the class name or id."),
+]
+OneClass = Annotated[
+    str | None,
+    typer.Option("--class", metavar="NAME", help="The class that all vector features are of."),
+]
+Aoi = Annotated[Path | None, typer.Option(metavar="FILE", help="Polygons that say where to work.")]
+Proposals = Annotated[
+    ProposalKind | None,
+    typer.Option(show_default="sam if at hand", help="Segments that sharpen the labels."),
+]
+Sam = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="SAM's weights: a registry name or a file."),
+]
+
+Rasters = Annotated[
+    list[Path] | None, typer.Argument(metavar="RASTER...", help="Rasters, or folders of rasters.")
+]
+SiteOut = Annotated[Path, typer.Option(metavar="SITE", help="The site to make, SITE.zarr.")]
+ClassNames = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES|FILE",
+        help="Class names (building,other), or a TOML file with names, ids and colours.",
+    ),
+]
+TileSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX",
+        show_default=str(DEFAULTS.tile.size),
+        help="Side of a tile in pixels, overlap included.",
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(
+        show_default=str(DEFAULTS.tile.overlap),
+        help="Share of the size by which neighbours overlap.",
+    ),
+]
+BandNumbers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1,2,…", show_default="all but alpha", help="Band numbers for the networks."
+    ),
+]
+Rgb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B",
+        show_default="as the file says",
+        help="Band numbers shown as red, green and blue.",
+    ),
+]
+Link = Annotated[
+    bool | None,
+    typer.Option(
+        "--link/--copy",
+        show_default="by size",
+        help="Leave the pixels in the rasters, or copy them.",
+    ),
+]
+Chips = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of small images; each is a tile of its own."),
+]
+Patches = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Also write the tiles as GeoTIFFs here.")
+]
+
+TagSources = Annotated[
+    list[Path],
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Tag sheet, CSV, vector features or class raster; of several, later ones fill gaps.",
+    ),
+]
+MinArea = Annotated[
+    float, typer.Option(min=0, help="Least area in a tile, from polygons, square metres.")
+]
+MinShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Least share of a tile, from class rasters.")
+]
+ValShare = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the tiles held back for validation.")
+]
+SplitSeed = Annotated[int, typer.Option(min=0, help="Draws the tiles held back.")]
+
+LastStep = Annotated[Until, typer.Option(help="Stop after this step.")]
+ExportTo = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also write the last step's layer as a GeoTIFF."),
+]
+PointsPerSide = Annotated[
+    int | None, typer.Option(min=1, help="Prompts of SAM per side of a window.")
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="all cores", help="Processes for CRF and superpixels."),
+]
+
+ModelOut = Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint to write.")]
+Labels = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        show_default="the pseudo-labels",
+        help="Class raster or vector features; of several, later ones fill gaps.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        show_default=DEFAULTS.train.arch, help="An architecture of segmentation-models, or tiny."
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(show_default=DEFAULTS.train.encoder, help="Encoder of the architecture."),
+]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        show_default=DEFAULTS.train.weights, help="The encoder's weights: auto, none or a file."
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, show_default="by --steps", help="Passes over the tiles.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default=str(DEFAULTS.train.min_steps), help="Optimiser steps at the least."
+    ),
+]
+TrainWindow = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX", show_default=str(DEFAULTS.train.window), help="Side of the network's window."
+    ),
+]
+TrainBatch = Annotated[
+    int | None,
+    typer.Option(show_default=str(DEFAULTS.train.batch_size), help="Windows per optimiser step."),
+]
+LearningRate = Annotated[
+    float | None, typer.Option(show_default=str(DEFAULTS.train.lr), help="Peak learning rate.")
+]
+TrainSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, show_default=str(DEFAULTS.train.seed), help="Of weights, order, augmentation."
+    ),
+]
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="RASTER...", help="Rasters, or a folder of rasters.")
+]
+Model = Annotated[Path, typer.Option(metavar="FILE", help="Checkpoint of rsseg train.")]
+MapOut = Annotated[
+    Path, typer.Option(metavar="PATH", help="The map; of several rasters or a folder, a folder.")
+]
+Confidence = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Also write the confidence, 0 to 254 for 0 to 1."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX", show_default="the checkpoint's", help="Side of the network's window."
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        show_default="the checkpoint's", help="Share of the window by which neighbours overlap."
+    ),
+]
+Gsd = Annotated[
+    float | None,
+    typer.Option(
+        metavar="METRES",
+        show_default="as it is",
+        help="Ground resolution to read at; the map keeps the raster's grid.",
+    ),
+]
+BlockRows = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default="by width", help="Rows kept at a time; an interruption costs as much."
+    ),
+]
+Readers = Annotated[int, typer.Option(min=0, help="Threads that read ahead.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")]
+
+MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="The map.")]
+Truth = Annotated[
+    Path, typer.Argument(metavar="TRUTH", help="Class raster on any grid, or polygons.")
+]
+JsonOut = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the scores as JSON; - prints them."),
+]
+CsvOut = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")
+]
+MinMiou = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Exit with 1 if the mIoU is below.")
+]
+MapClasses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES|FILE",
+        show_default="those of the map",
+        help="Class names, or a TOML file.",
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LayerName = Annotated[
+    str,
+    typer.Argument(
+        metavar="LAYER",
+        help="image, valid, tags, cam, crf, masks or labels; cam:CLASS is one class.",
+    ),
+]
+LayerOut = Annotated[
+    Path,
+    typer.Argument(metavar="OUT.tif", help="GeoTIFF; of several scenes, OUT_SCENE.tif for each."),
+]
+SceneName = Annotated[str | None, typer.Option(metavar="NAME", help="Write this scene alone.")]
+
+DemoOut = Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")]
+DemoSize = Annotated[int, typer.Option(metavar="PX", help="Side of the orthophoto.")]
+DemoSeed = Annotated[int, typer.Option(min=0, help="Draws another landscape.")]
+
+WeightNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Registry names.")]
+WeightName = Annotated[str, typer.Argument(metavar="NAME", help="A registry name.")]

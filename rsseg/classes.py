@@ -141,11 +141,11 @@ class Classes:
             if not isinstance(row.get("name"), str):
                 raise InputError(f"{source}: a class without a name (text) was found: {row}")
         background = _background([row["name"] for row in rows], [r.get("background") for r in rows])
-        spare = iter(_distinct_colours(len(rows)))
+        given = [_parse_colour(row.get("colour", row.get("color")), source) for row in rows]
+        spare = (colour for colour in _distinct_colours(2 * len(rows)) if colour not in given)
         colours = tuple(
-            _parse_colour(row.get("colour", row.get("color")), source)
-            or (_BACKGROUND_COLOUR if index == background else next(spare))
-            for index, row in enumerate(rows)
+            colour or (_BACKGROUND_COLOUR if index == background else next(spare))
+            for index, colour in enumerate(given)
         )
         ids = tuple(row.get("id", index) for index, row in enumerate(rows))
         return cls(tuple(row["name"] for row in rows), ids, colours, background)

@@ -10,9 +10,9 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rsseg.errors import InputError
 
@@ -227,18 +227,21 @@ def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> Co
     Raises:
         InputError: an unknown key, or a value of the wrong type.
     """
-    known = {field.name: field for field in fields(kind)}
+    known = get_type_hints(kind)
     default = kind()
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             raise InputError(f"{source}: unknown key {key!r}; the keys are {', '.join(known)}")
-        values[key] = _like(getattr(default, key), value, f"{source}: {key}")
+        what = f"{source}: {key}"
+        if get_origin(known[key]) is Literal and value not in get_args(known[key]):
+            raise InputError(f"{what} = {value!r} is none of {', '.join(get_args(known[key]))}")
+        values[key] = _like(getattr(default, key), value, what)
     return kind(**values)
 
 
 def _like(example: object, value: object, what: str) -> object:
-    if isinstance(example, tuple) and isinstance(value, list):
+    if isinstance(example, tuple) and isinstance(value, list) and value:
         return tuple(_like(example[0], item, what) for item in value)
     if isinstance(example, float) and type(value) is int:
         return float(value)

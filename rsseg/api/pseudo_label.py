@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rsseg.config import ClassifierConfig, Settings, fingerprint
 from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
-from rsseg.io.site import Scene, Site
+from rsseg.io.site import Scene, Site, describe_source
 from rsseg.io.tag_table import is_tagged
 from rsseg.io.vector import Area
 from rsseg.learn.data import TagWindows
@@ -151,9 +151,8 @@ class _Chain:
                     tagged[name].append(tile)
                     if (near != 0).any(axis=0).sum() > 1:
                         mixed[name].append(tile)
-        return cls(
-            site, config, tags, tilings, tagged, mixed, fingerprint(str(aoi)) if aoi else None
-        )
+        area_key = None if aoi is None else fingerprint(describe_source(Path(aoi)))
+        return cls(site, config, tags, tilings, tagged, mixed, area_key)
 
     @property
     def geometry(self) -> list[int]:

@@ -77,7 +77,8 @@ def save_checkpoint(path: Path, network: nn.Module, card: Card, *, overwrite: bo
     """Write a checkpoint, atomically."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with replacing(path, overwrite=overwrite) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={KEY: card.to_json()})
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={KEY: card.to_json()}))
 
 
 class Checkpoint:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -95,13 +95,15 @@ def _types(command: Any) -> dict[str, Any]:
 
 
 def _usage(words: str, command: Any) -> str:
-    places = [p.metavar or p.name.upper() for p in command.params if not _is_option(p)]
-    places = [re.sub(r"\.\.\.$", " ...", place) for place in places]
+    places = [
+        p.metavar if p.required else f"[{p.metavar}]" for p in command.params if not _is_option(p)
+    ]
     needed = [p for p in command.params if _is_option(p) and p.required]
     options = [f"{p.opts[0]} {p.metavar}" for p in needed]
+    more = ["[OPTIONS]"] if any(_is_option(p) and not p.required for p in command.params) else []
     if hasattr(command, "commands"):
-        return f"{words} [OPTIONS] COMMAND ..."
-    return " ".join([words, *places, *options, "[OPTIONS]"])
+        return " ".join([words, *more, "COMMAND ..."])
+    return " ".join([words, *places, *options, *more])
 
 
 def _row(parameter: Any, hint: Any) -> tuple[str, str, str, str]:
@@ -133,9 +135,9 @@ def _default(parameter: Any) -> str:
     if isinstance(said, str):
         return said
     value = parameter.default
-    if value is None or isinstance(value, bool):
-        return ""
     value = value.value if isinstance(value, Enum) else value
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Path):
+        return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -179,7 +181,7 @@ def _capital(text: str) -> str:
     return _text(text[0].upper() + text[1:])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in cells)

@@ -36,13 +36,18 @@ from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Tile, Tiling, Window
 from rsseg.io.raster import Raster, mirror
-from rsseg.io.tag_table import SceneTiles, TagTable, plain_name
+from rsseg.io.tag_table import UNKNOWN, SceneTiles, TagTable, is_tagged, plain_name
 
 FORMAT = 1
 HOLD_BYTES = 2**30
 """Copied pixels of a site up to this size are kept in memory once they were read."""
 LINK_FROM_BYTES = 2 * 10**9
 """Rasters with more bytes of pixels than this are linked rather than copied, unless told."""
+
+COMPLETE = "rsseg:complete"
+"""Attribute of scenes that were written to the end."""
+MODEL_BYTES = 10**8
+"""Room for a classifier and for what resumes its training."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +214,21 @@ class Scene:
 
     def set_tags(self, tags: NDArray[np.int8], validation: NDArray[np.bool_]) -> None:
         """Store tags and the train/validation split."""
-        for name, values in (("tags", tags), ("validation", validation)):
+        # A scene with tags has its split; tags that never got their values are all unknown.
+        for name in ("tags", "validation"):
+            if name in self.group:
+                del self.group[name]
+        for name, values, fill in (("validation", validation, False), ("tags", tags, UNKNOWN)):
             dims = ("tile_row", "tile_col", "class")[: values.ndim]
-            self.group.create_array(name, data=values, dimension_names=dims, overwrite=True)
+            array = self.group.create_array(
+                name,
+                shape=values.shape,
+                chunks=values.shape,
+                dtype=values.dtype,
+                fill_value=fill,
+                dimension_names=dims,
+            )
+            array[...] = values
 
     def layer(self, spec: LayerSpec, fingerprint: str) -> Layer:
         """Return a layer, created where it does not exist yet (by the main process)."""
@@ -314,7 +331,7 @@ class Site:
         """
         table = {name: scene.tags for name, scene in self.scenes.items()}
         tagged = {name: tags for name, tags in table.items() if tags is not None}
-        if len(tagged) < len(table):
+        if len(tagged) < len(table) or not any(is_tagged(tags).any() for tags in tagged.values()):
             raise InputError(
                 f"{self.path} has no tags: tick {sheet_path(self.path).name} in QGIS, then run "
                 f"rsseg tag {self.path.name} --from {sheet_path(self.path).name}"
@@ -405,14 +422,15 @@ class SitePlan:
     def estimate(self) -> tuple[int, int]:
         """Return (bytes, files) the whole way will need at most.
 
-        Image and mask (unless linked), then CAM, CRF, masks and labels per tile; class layers
-        compress well, so one byte per pixel and layer is an upper estimate.
+        Image and mask (unless linked), then CAM, CRF, masks and labels per tile, and the
+        classifier; class layers compress well, so one byte per pixel and layer is an upper
+        estimate.
         """
         pixels = sum(raster.grid.window.area for raster in self.rasters.values())
         copied = 0 if self.links else self.pixel_bytes() + pixels
         layers = 4
         files = self.tile_count() * (layers + (0 if self.links else 2)) + 40 * len(self.rasters)
-        return copied + layers * pixels, files
+        return copied + layers * pixels + MODEL_BYTES, files
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the site's content, JSON-ready."""
@@ -473,13 +491,17 @@ def create(
     root = _partial_root(partial, plan, measure)
     for name, raster in plan.rasters.items():
         group = root.require_group(f"scenes/{name}")
-        if "tile_valid" not in group:
+        if COMPLETE not in group.attrs:
             _fill_scene(group, raster, plan, advance)
         else:
             advance(raster.grid.window.area)
+    # Out of the way before it is removed: half a site must never stand under the name.
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if overwrite and path.exists():
-        shutil.rmtree(path)
+        path.rename(old)
     partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
     return Site(path)
 
 
@@ -492,6 +514,8 @@ def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -
     except (FileNotFoundError, KeyError, ValueError):
         pass
     if partial.exists():
+        if not all(child.name.startswith(("zarr.", "scenes")) for child in partial.iterdir()):
+            raise InputError(f"{partial}: is in the way and not ours; move it elsewhere")
         shutil.rmtree(partial)
     bands = measure()
     facts = {
@@ -531,8 +555,9 @@ def _fill_scene(
         starts = np.arange(0, strip.width, plan.core)
         tile_valid[row] = np.logical_or.reduceat(mask.any(axis=0), starts)
         advance(strip.area)
-    # Written last: a scene that has it is complete.
-    group.create_array("tile_valid", data=tile_valid, dimension_names=("tile_row", "tile_col"))
+    dims = ("tile_row", "tile_col")
+    group.create_array("tile_valid", data=tile_valid, dimension_names=dims, overwrite=True)
+    group.attrs[COMPLETE] = True
 
 
 def _strip(tiling: Tiling, row: int) -> Window:

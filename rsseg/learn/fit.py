@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import warnings
@@ -14,16 +15,17 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rsseg.errors import RunError
+from rsseg.io.files import replacing
 from rsseg.learn.data import Batches
 from rsseg.learn.objective import Batch, Objective
 from rsseg.nets.device import halving, training_precision
 from rsseg.progress import Progress, Step
 
+METRICS = "metrics.csv"
 POLY_POWER = 0.9
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
@@ -92,7 +94,7 @@ def fit(
 
     with _quiet():
         halving(run, schedule.batch_size, progress, least=2)
-    return work / "metrics.csv"
+    return work / METRICS
 
 
 def _fit(
@@ -117,16 +119,16 @@ def _fit(
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision=training_precision(device),
             max_epochs=epochs,
-            logger=CSVLogger(work, name="", version="", flush_logs_every_n_steps=1),
+            logger=False,
             callbacks=[
                 _Report(step),
+                _Table(work / METRICS),
                 ModelCheckpoint(work, filename="last", enable_version_counter=False),
             ],
             gradient_clip_val=5.0,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=1_000_000,
         )
         trainer.fit(
             _Loop(objective, batches, total, schedule.seed),
@@ -201,6 +203,32 @@ class _Report(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         loss = trainer.callback_metrics.get("loss")
         self._step.advance(1, None if loss is None else f"loss {float(loss):.3f}")
+
+
+class _Table(Callback):
+    """Keeps the losses and scores, a row per epoch; a resumed training adds to those it finds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **scores}
+        # The checkpoint follows, so an epoch that is done again has left its row.
+        rows = [*(old for old in self._rows() if int(old["epoch"]) < trainer.current_epoch), row]
+        with (
+            replacing(self._path, overwrite=True) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, list(row), lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
 
 @contextmanager

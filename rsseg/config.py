@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rsseg.errors import InputError
+from rsseg.grid import TILE_MULTIPLE
 
 Proposals = Literal["sam", "superpixels"]
 Pooling = Literal["softmax", "mean"]
@@ -83,7 +85,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class CamConfig:
-    """Class activation maps at inference (METHODS: multi-scale, flips; SAN §4.3).
+    """Class activation maps at inference (scales and flips as in PSA, Ahn and Kwak 2018).
 
     Args:
         scales: input scales whose CAMs are summed.
@@ -130,6 +132,7 @@ class ProposalConfig:
         whole_score: least predicted IoU of whole-object masks.
         stability: least stability score.
         nms: box IoU from which the lesser of two masks is dropped.
+        max_share: largest share of a window that a mask may cover; SAM takes whole towns for one.
         overlap: share of a mask that coarser masks may cover already.
         superpixel_scale: larger makes larger superpixels (Felzenszwalb and Huttenlocher).
         superpixel_min_area: smaller superpixels join a neighbour, pixels.
@@ -138,6 +141,7 @@ class ProposalConfig:
     proposals: Proposals = "sam"
     points_per_side: int = 12
     min_area: int = 100
+    max_share: float = 0.5
     score: float = 0.86
     whole_score: float = 0.76
     stability: float = 0.92
@@ -153,8 +157,8 @@ class LabelConfig:
 
     Args:
         background_power: alpha of eq. 9, where the classes have a background.
-        min_confidence: pixels whose CRF posterior is lower and that no proposal covers stay
-            unlabelled (255), so the segmenter does not learn from them.
+        min_confidence: pixels whose CRF posterior is lower stay unlabelled (255), so that the
+            segmenter does not learn from them.
     """
 
     background_power: float = 1.0
@@ -207,6 +211,62 @@ Config = (
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "lr": (1e-12, 10),
+    "backbone_lr_factor": (0, 1),
+    "encoder_lr_factor": (0, 1),
+    "weight_decay": (0, 10),
+    "dropout": (0, 0.99),
+    "epochs": (0, math.inf),
+    "min_steps": (1, math.inf),
+    "batch_size": (2, math.inf),
+    "seed": (0, 2**31),
+    "halo": (0, 4096),
+    "window": (32, 8192),
+    "hidden": (0, 4096),
+    "strides": (1, TILE_MULTIPLE),
+    "scales": (0.1, 10),
+    "background_power": (0.01, 100),
+    "iterations": (0, 1000),
+    "gaussian_sxy": (0.1, 1000),
+    "gaussian_compat": (0, 1000),
+    "bilateral_sxy": (0.1, 1000),
+    "bilateral_srgb": (0.1, 1000),
+    "bilateral_compat": (0, 1000),
+    "points_per_side": (1, 256),
+    "min_area": (0, math.inf),
+    "superpixel_scale": (1, math.inf),
+    "superpixel_min_area": (1, math.inf),
+    **dict.fromkeys(
+        ("max_share", "score", "whole_score", "stability", "nms", "min_confidence"), (0, 1)
+    ),
+}
+"""Least and largest value of settings, by name; the same in every configuration."""
+
+_MULTIPLES = {"halo": TILE_MULTIPLE, "window": 32}
+"""Settings that must be whole multiples, so that the cells of feature maps fit."""
+
+
+def checked(config: ConfigT) -> ConfigT:
+    """Return the configuration.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    kind = type(config).__name__.removesuffix("Config").lower()
+    for name, value in asdict(config).items():
+        low, high = _RANGES.get(name, (-math.inf, math.inf))
+        values = value if isinstance(value, tuple) else (value,)
+        wrong = [v for v in values if isinstance(v, int | float) and not low <= v <= high]
+        if wrong:
+            raise InputError(f"{kind} {name} = {wrong[0]}: must be from {low:g} to {high:g}")
+        step = _MULTIPLES.get(name, 1)
+        if name in _MULTIPLES and value % step:
+            near = max(1, round(value / step)) * step
+            raise InputError(f"{kind} {name} = {value}: must be a multiple of {step}; use {near}")
+    return config
+
+
 def fingerprint(*parts: object) -> str:
     """Return 12 hexadecimal digits that stand for configurations and JSON-ready values."""
     described = [
@@ -217,15 +277,19 @@ def fingerprint(*parts: object) -> str:
 
 
 def with_options(config: ConfigT, **options: Any) -> ConfigT:
-    """Return the configuration with those options changed that are not None."""
-    return replace(config, **{name: v for name, v in options.items() if v is not None})
+    """Return the configuration with those options changed that are not None.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    return checked(replace(config, **{name: v for name, v in options.items() if v is not None}))
 
 
 def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> ConfigT:
     """Build a configuration from a TOML table.
 
     Raises:
-        InputError: an unknown key, or a value of the wrong type.
+        InputError: an unknown key, or a value of the wrong type or out of range.
     """
     known = get_type_hints(kind)
     default = kind()
@@ -237,7 +301,7 @@ def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> Co
         if get_origin(known[key]) is Literal and value not in get_args(known[key]):
             raise InputError(f"{what} = {value!r} is none of {', '.join(get_args(known[key]))}")
         values[key] = _like(getattr(default, key), value, what)
-    return kind(**values)
+    return checked(kind(**values))
 
 
 def _like(example: object, value: object, what: str) -> object:

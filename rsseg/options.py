@@ -56,7 +56,9 @@ OneClass = Annotated[
 Aoi = Annotated[Path | None, typer.Option(metavar="FILE", help="Polygons that say where to work.")]
 Proposals = Annotated[
     ProposalKind | None,
-    typer.Option(show_default="sam if at hand", help="Segments that sharpen the labels."),
+    typer.Option(
+        show_default="sam if its weights are at hand", help="Segments that sharpen the labels."
+    ),
 ]
 Sam = Annotated[
     str | None,
@@ -144,7 +146,12 @@ ExportTo = Annotated[
     typer.Option(metavar="FILE", help="Also write the last step's layer as a GeoTIFF."),
 ]
 PointsPerSide = Annotated[
-    int | None, typer.Option(min=1, help="Prompts of SAM per side of a window.")
+    int | None,
+    typer.Option(
+        min=1,
+        show_default=str(DEFAULTS.proposals.points_per_side),
+        help="Prompts of SAM per side of a window.",
+    ),
 ]
 Processes = Annotated[
     int | None,
@@ -273,7 +280,8 @@ LayerName = Annotated[
     str,
     typer.Argument(
         metavar="LAYER",
-        help="image, valid, tags, cam, crf, masks or labels; cam:CLASS is one class.",
+        help="image, valid, tags, cam, crf, masks or labels; cam:CLASS, crf:CLASS and tags:CLASS "
+        "are one class.",
     ),
 ]
 LayerOut = Annotated[

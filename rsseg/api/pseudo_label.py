@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
 from rsseg.io.site import Scene, Site, describe_source
 from rsseg.io.tag_table import is_tagged
-from rsseg.io.vector import Area
+from rsseg.io.vector import Area, split_layer
 from rsseg.learn.data import TagWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.tags import TagObjective
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.classifier import Classifier
-from rsseg.nets.device import pick_device
+from rsseg.nets.device import default_batch_size, pick_device
 from rsseg.nets.weights import find, listing
 from rsseg.progress import SILENT, Progress
 from rsseg.run import run
@@ -42,7 +43,7 @@ def pseudo_label(
     sam: str | None = None,
     aoi: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = 4,
+    batch_size: int | None = None,
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> Site:
@@ -55,7 +56,7 @@ def pseudo_label(
         sam: SAM's weights, by registry name or path; None takes those at hand.
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.
-        batch_size: windows at a time for the CAMs.
+        batch_size: windows at a time for the CAMs; by default what suits the device.
         workers: processes for the CRF and superpixels; all cores by default.
         progress: shows what is going on.
 
@@ -75,7 +76,7 @@ def pseudo_label(
         checkpoint,
         settings.cam,
         where,
-        batch_size,
+        batch_size or default_batch_size(where) // 2,
         settings.classifier.cell,
         opened.classes.foreground,
     )
@@ -151,7 +152,10 @@ class _Chain:
                     tagged[name].append(tile)
                     if (near != 0).any(axis=0).sum() > 1:
                         mixed[name].append(tile)
-        area_key = None if aoi is None else fingerprint(describe_source(Path(aoi)))
+        area_key = None
+        if aoi is not None:
+            file, layer = split_layer(Path(aoi))
+            area_key = fingerprint(describe_source(file), layer)
         return cls(site, config, tags, tilings, tagged, mixed, area_key)
 
     @property
@@ -220,9 +224,12 @@ def _classifier(chain: _Chain, device: torch.device, progress: Progress) -> Path
     if path.exists():
         progress.detail(f"classifier {key} was fitted before")
         return path
-    network = _fit_classifier(chain, site.models / f"classifier-{key}", device, progress)
+    work = site.models / f"classifier-{key}.partial"
+    network = _fit_classifier(chain, work, device, progress)
     card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)
     save_checkpoint(path, network, card)
+    shutil.copyfile(work / "metrics.csv", path.with_suffix(".csv"))
+    shutil.rmtree(work)
     return path
 
 

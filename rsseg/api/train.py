@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsseg.config import TrainConfig, fingerprint
+from rsseg.config import TrainConfig, checked, fingerprint
 from rsseg.errors import InputError
 from rsseg.grid import Tile
 from rsseg.io.files import check_output, replacing
 from rsseg.io.labels import LabelSource, open_labels
 from rsseg.io.site import Site, describe_source
 from rsseg.io.tags import split_blocks
+from rsseg.io.vector import split_layer
 from rsseg.learn.data import LabelWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.supervised import SupervisedObjective
@@ -62,7 +63,7 @@ def train(
         InputError: there are no labels, or the outputs cannot be written.
     """
     opened, out = Site(site), Path(out)
-    _check_config(config)
+    checked(config)
     outputs = _Outputs(out)
     outputs.check(overwrite, opened.path)
     where = pick_device(device)
@@ -73,7 +74,12 @@ def train(
     _check_counts(opened, counts, progress)
     tiles = _split(opened, counts)
     run_key = fingerprint(
-        config, describe_labels(opened, labels), opened.classes.to_dict(), opened.bands.to_dict()
+        config,
+        describe_labels(opened, labels),
+        [field, only],
+        [[name, *map(str, (t.row, t.col))] for name, part in tiles[1].items() for t in part],
+        opened.classes.to_dict(),
+        opened.bands.to_dict(),
     )
     work = outputs.work(run_key)
     objective = SupervisedObjective(network, config, len(opened.classes))
@@ -85,14 +91,6 @@ def train(
     save_checkpoint(out, network, card)
     shutil.rmtree(work)
     return out
-
-
-def _check_config(config: TrainConfig) -> None:
-    if config.batch_size < 2:
-        raise InputError(f"batch size {config.batch_size}: batch norm needs at least 2")
-    if config.window < 64 or config.window % 32:
-        near = max(2, round(config.window / 32)) * 32
-        raise InputError(f"window {config.window}: must be a multiple of 32 from 64 on; use {near}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,9 @@ def draw_curve(metrics: Path, out: Path) -> None:
 
 def describe_labels(site: Site, labels: Sequence[str | Path]) -> object:
     """Return what the labels are, JSON-ready, to recognise them when a training resumes."""
-    return [describe_source(Path(path)) for path in labels] or site.layers.get("labels")
+    files = [split_layer(Path(path)) for path in labels]
+    described = [[describe_source(file), layer] for file, layer in files]
+    return described or site.layers.get("labels")
 
 
 def _count_labels(

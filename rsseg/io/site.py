@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,8 @@ class Site:
     def _scene(self, name: str) -> Scene:
         group = self._root[f"scenes/{name}"]
         assert isinstance(group, zarr.Group)
-        hold = self._facts["pixel_bytes"] <= HOLD_BYTES
+        # Not in worker processes, of which each would hold its own.
+        hold = self._facts["pixel_bytes"] <= HOLD_BYTES and parent_process() is None
         return Scene(group, name, self.bands, self.core, self.halo, hold=hold)
 
     @property

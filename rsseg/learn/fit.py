@@ -132,7 +132,9 @@ def _fit(
         )
         trainer.fit(
             _Loop(objective, batches, total, schedule.seed),
-            DataLoader(train, batch_sampler=batches),
+            # A generator of its own: the loader would draw from the one that dropout draws from, at
+            # another moment when a training is resumed.
+            DataLoader(train, batch_sampler=batches, generator=torch.Generator()),
             _validation_loader(validation, batch_size),
             ckpt_path=last if last.exists() else None,
             weights_only=True,

@@ -88,6 +88,7 @@ class MaskStage:
             t_stability=config.stability,
             nms=config.nms,
             min_area=config.min_area,
+            max_share=config.max_share,
             t_overlap=config.overlap,
         )
 

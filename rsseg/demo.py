@@ -13,8 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from rsseg.api import evaluate, predict, pseudo_label, tag, tile, train
-from rsseg.api.export import export
+from rsseg.api import evaluate, export, predict, pseudo_label, tag, tile, train
 from rsseg.classes import Classes
 from rsseg.config import Settings, TileConfig, TrainConfig, with_options
 from rsseg.errors import InputError

@@ -13,7 +13,7 @@ from helpers import NORTH_UP, UTM, Listener, write_features, write_raster
 from rasterio.enums import Resampling
 from rasterio.warp import calculate_default_transform, reproject
 
-from rsseg.api.evaluate import evaluate
+from rsseg.api import evaluate
 from rsseg.classes import Classes
 from rsseg.errors import InputError, RunError
 from rsseg.io.mapfile import CLASSES_TAG

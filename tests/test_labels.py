@@ -8,7 +8,7 @@ from affine import Affine
 from helpers import NORTH_UP, UTM, write_features, write_raster
 from numpy.testing import assert_array_equal
 
-from rsseg.api.tile import tile
+from rsseg.api import tile
 from rsseg.classes import IGNORE, Classes
 from rsseg.config import TileConfig
 from rsseg.errors import InputError

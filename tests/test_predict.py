@@ -352,7 +352,7 @@ def test_another_ground_resolution_is_one_warning(tmp_path, gsd, warned):
 def test_a_small_disk(tmp_path, model, monkeypatch, free, refused):
     source = write_raster(tmp_path / "a.tif", image())
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(sys.modules["rsseg.api.predict"].shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(sys.modules["rsseg.api.prediction"].shutil, "disk_usage", lambda _: usage)
     listener = Listener()
     if refused:
         with pytest.raises(InputError, match="GB of disk are needed"):

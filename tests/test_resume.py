@@ -134,31 +134,35 @@ def die_often(folder: Path, seed: int) -> None:
 
 def die_everywhere(folder: Path) -> None:
     """Make a site, killed at the n-th event and run again, for every n."""
+
+    def make(here: Path) -> None:
+        tile([folder.parent / "b.tif"], here / "site.zarr", CLASSES, config=TILES)
+
     folder.mkdir()
-    assert survives(lambda: make_site(folder))
+    assert survives(lambda: make(folder))
     whole = tree(folder / "site.zarr")
     for lives in count():
         here = folder.with_name(f"{folder.name}{lives}")
         here.mkdir()
-        if survives(lambda here=here: make_site(here), lives):
+        if survives(lambda here=here: make(here), lives):
             break
         if (here / "site.zarr").exists():
             assert tree(here / "site.zarr") == whole, lives
-        assert survives(lambda here=here: make_site(here)), lives
+        assert survives(lambda here=here: make(here)), lives
         assert tree(here / "site.zarr") == whole, lives
         assert (here / "site_tags.gpkg").exists()
     print(lives)
 
 
 def die_overwriting(folder: Path) -> None:
-    """Replace a site by another, killed at the n-th event and run again, for every n."""
+    """Replace a site by another, killed at the n-th event and run again, for every third n."""
     out = folder / "site.zarr"
 
     def make(name: str) -> None:
         raster = folder.parent / f"{name}.tif"
         tile([raster], out, CLASSES, config=TILES, link=True, overwrite=True)
 
-    for lives in count():
+    for lives in count(0, 3):
         assert survives(lambda: make("b"))
         if survives(lambda: make("a"), lives):
             break
@@ -205,7 +209,7 @@ def undisturbed(tmp_path_factory):
     return folder / "whole"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_random(undisturbed, seed):
     folder = undisturbed.parent / f"seed{seed}"
     folder.mkdir()
@@ -232,7 +236,7 @@ def test_the_undisturbed_run_made_everything(undisturbed):
 
 def test_tile_killed_everywhere(undisturbed):
     folder = undisturbed.parent / "everywhere"
-    assert int(run_here("everywhere", folder)[0]) > 50
+    assert int(run_here("everywhere", folder)[0]) > 30
 
 
 def test_overwriting_killed_everywhere(undisturbed):

@@ -301,6 +301,11 @@ class Site:
         return Site, (self.path,)
 
     @property
+    def plan(self) -> object:
+        """What decided the site's content: ``SitePlan.describe`` of what made it."""
+        return self._root.attrs.get("plan")
+
+    @property
     def models(self) -> Path:
         """Folder of the classifiers fitted on this site."""
         return self.path / "models"
@@ -466,6 +471,14 @@ def check_source(described: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: changed since this site was made from it; run rsseg tile --overwrite"
         )
+
+
+def is_made(path: Path, plan: SitePlan) -> bool:
+    """Return whether there is a site that was made by the same plan from the same rasters."""
+    if not path.exists():
+        return False
+    made: object = Site(path).plan
+    return made == json.loads(json.dumps(plan.describe()))
 
 
 def partial_path(path: Path) -> Path:

@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def main() -> None:
         predict([demo / "ortho.tif"], model, drawn, overwrite=True)
         times.append(time.monotonic())
         scores = evaluate(drawn, demo / "truth.tif").scores
-        spent = [f"{end - start:.0f}" for start, end in zip(times, times[1:], strict=False)]
+        spent = [f"{end - start:.0f}" for start, end in pairwise(times)]
         print(
             f"| {given} | {' | '.join(spent)} | {scores.miou:.3f} | {scores.oa:.3f} |", flush=True
         )

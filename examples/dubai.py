@@ -57,7 +57,7 @@ def main() -> None:
     models = {"weak": [], "supervised": [w for truth in truths for w in ("--labels", truth)]}
     for name, options in models.items():
         model, drawn = out / f"{name}.pt", out / f"{name}_scene4.tif"
-        rsseg("train", site, "--out", model, *options, makes=model)
+        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
         rsseg("predict", data / "scene4.tif", "--model", model, "--out", drawn, makes=drawn)
         score(drawn, data / "scene4_classes.tif")
 

@@ -34,7 +34,7 @@ def main() -> None:
     models = {"weak": [], "supervised": ["--labels", data / "buildings_a.tif"]}
     for name, options in models.items():
         model, map_b = out / f"{name}.pt", out / f"{name}_b.tif"
-        rsseg("train", site, "--out", model, *options, makes=model)
+        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
         rsseg("predict", data / "ortho_b.tif", "--model", model, "--out", map_b, makes=map_b)
         score(map_b, data / "buildings_b.tif")
 

@@ -157,8 +157,8 @@ class LabelConfig:
 
     Args:
         background_power: alpha of eq. 9, where the classes have a background.
-        min_confidence: pixels whose CRF posterior is lower stay unlabelled (255), so that the
-            segmenter does not learn from them.
+        min_confidence: pixels whose CRF posterior is lower and that no proposal covers stay
+            unlabelled (255), so that the segmenter does not learn from them.
     """
 
     background_power: float = 1.0

@@ -52,7 +52,7 @@ def run(
     done = total - sum(len(work[1]) for work in pending)
     with progress.step(stage.label, total, "tiles", done=done) as step:
         compute = _pool if stage.in_processes and workers > 1 and len(pending) > 1 else _serial
-        compute(stage, site.path, fingerprint, pending, workers, step.advance)
+        compute(stage, site, fingerprint, pending, workers, step.advance)
     site.set_layer(stage.writes.name, fingerprint)
 
 
@@ -74,21 +74,23 @@ Advance = Callable[[int], None]
 
 
 def _serial(
-    stage: Stage, path: Path, fingerprint: str, pending: list[Work], _: int, advance: Advance
+    stage: Stage, site: Site, fingerprint: str, pending: list[Work], _: int, advance: Advance
 ) -> None:
     for work in pending:
-        advance(_compute(stage, path, fingerprint, work))
+        advance(_computed(stage, site, fingerprint, work))
 
 
 def _pool(
-    stage: Stage, path: Path, fingerprint: str, pending: list[Work], workers: int, advance: Advance
+    stage: Stage, site: Site, fingerprint: str, pending: list[Work], workers: int, advance: Advance
 ) -> None:
     count = min(workers, len(pending))
     # "spawn" everywhere: forking a process that has threads (torch, GDAL) can hang it.
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
     try:
         with _deaf():
-            futures = [pool.submit(_compute, stage, path, fingerprint, work) for work in pending]
+            futures = [
+                pool.submit(_compute, stage, site.path, fingerprint, work) for work in pending
+            ]
         for future in as_completed(futures):
             advance(future.result())
     finally:
@@ -109,7 +111,10 @@ def _deaf() -> Iterator[None]:
 
 
 def _compute(stage: Stage, path: Path, fingerprint: str, work: Work) -> int:
-    site = _open(path)
+    return _computed(stage, _open(path), fingerprint, work)
+
+
+def _computed(stage: Stage, site: Site, fingerprint: str, work: Work) -> int:
     scene = site.scenes[work[0]]
     data = [read_tile(site, scene, tile, stage.reads) for tile in work[1]]
     layer = scene.layer(stage.writes, fingerprint)
@@ -120,6 +125,7 @@ def _compute(stage: Stage, path: Path, fingerprint: str, work: Work) -> int:
 
 @lru_cache(maxsize=1)
 def _open(path: Path) -> Site:
+    """Open a site once per worker; the main process might make another of the same name."""
     return Site(path)
 
 

@@ -34,7 +34,7 @@ COUNTS = (4, 5)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A site whose pixels are the number of their core, from 1, and twice the statistics' spread."""
+    """A site whose pixels are the number of their core, from 1."""
     folder = tmp_path_factory.mktemp("site")
     numbers = np.arange(1, 21, dtype=np.float32).reshape(COUNTS)
     image = np.repeat(np.repeat(numbers, CORE, 0), CORE, 1)[:, : 4 * CORE + 20]  # the last is cut
@@ -360,7 +360,7 @@ def test_how_long(epochs, min_steps, steps, expected):
 def test_a_diverged_loss_ends_the_run(tmp_path):
     network = Tiny(3, 2, width=8)
     nn.init.constant_(network.layers[-1].weight, torch.nan)
-    with pytest.raises(RunError, match="diverged in epoch 0 .*lower learning rate"):
+    with pytest.raises(RunError, match=r"diverged in epoch 0 .*lower learning rate"):
         fitted(tmp_path, Schedule(1, 0, 4, 0), network)
 
 

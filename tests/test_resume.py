@@ -23,8 +23,14 @@ from helpers import NORTH_UP, noise, write_raster
 
 from rsseg.api import pseudo_label, tag, tile, train
 from rsseg.classes import Classes
-from rsseg.config import CamConfig, ClassifierConfig, ProposalConfig, Settings, TileConfig
-from rsseg.config import TrainConfig
+from rsseg.config import (
+    CamConfig,
+    ClassifierConfig,
+    ProposalConfig,
+    Settings,
+    TileConfig,
+    TrainConfig,
+)
 from rsseg.io.site import Site
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs to fork")

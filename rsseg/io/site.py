@@ -477,8 +477,7 @@ def is_made(path: Path, plan: SitePlan) -> bool:
     """Return whether there is a site that was made by the same plan from the same rasters."""
     if not path.exists():
         return False
-    made: object = Site(path).plan
-    return made == json.loads(json.dumps(plan.describe()))
+    return bool(Site(path).plan == json.loads(json.dumps(plan.describe())))
 
 
 def partial_path(path: Path) -> Path:

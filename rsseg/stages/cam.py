@@ -57,7 +57,8 @@ class CamStage:
         return LayerSpec("cam", "uint8", len(self.foreground), self.cell)
 
     def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[np.uint8]]:
-        network, card = _load(self.checkpoint, self.device)
+        changed = self.checkpoint.stat().st_mtime_ns
+        network, card = _load(self.checkpoint, changed, self.device)
         images = np.stack([card.bands.normalise(tile.image, tile.valid) for tile in tiles])
         cams = self._cams(network, images)
         return [self._finished(cam, tile) for cam, tile in zip(cams, tiles, strict=True)]
@@ -90,7 +91,7 @@ class CamStage:
 
 
 @lru_cache(maxsize=2)
-def _load(checkpoint: Path, device: torch.device) -> tuple[Classifier, Card]:
+def _load(checkpoint: Path, changed: int, device: torch.device) -> tuple[Classifier, Card]:
     opened = Checkpoint(checkpoint, "classifier")
     network = opened.classifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert isinstance(network, Classifier)

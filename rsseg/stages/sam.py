@@ -156,20 +156,31 @@ class LabelStage:
         return LABELS
 
     def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[np.uint8]]:
-        return [self._labels(tile)[tile.tile.inner.slices] for tile in tiles]
+        return [self._labels(tile) for tile in tiles]
 
     def _labels(self, tile: TileData) -> NDArray[np.uint8]:
-        wanted = tile.valid & tile.labelled
-        present = np.flatnonzero((tile.allowed & wanted).any(axis=(1, 2)))
+        # Beyond the tile's own cores lie other tiles' layers, or none.
+        inner = (..., *tile.tile.inner.slices)
+        allowed = tile.allowed[inner]
+        wanted = (tile.valid & tile.labelled)[inner] & allowed.any(axis=0)
+        present = np.flatnonzero((allowed & wanted).any(axis=(1, 2)))
         if len(present) <= 1:
             label = present[0] if len(present) else IGNORE
             return np.where(wanted, np.uint8(label), np.uint8(IGNORE))
-        posterior = (tile.layers["crf"] / np.float32(255)).astype(np.float32)
-        labels: NDArray[np.uint8] = posterior.argmax(axis=0).astype(np.uint8)
-        labels[(posterior.max(axis=0) < self.config.min_confidence) | ~wanted] = IGNORE
+        posterior = (tile.layers["crf"][inner] / np.float32(255)).astype(np.float32)
+        likely = np.where(allowed, posterior, np.float32(-1))
+        labels: NDArray[np.uint8] = likely.argmax(axis=0).astype(np.uint8)
+        labels[~wanted] = IGNORE
+        unsure = likely.max(axis=0) < self.config.min_confidence
         if self.masks is None:
-            return labels
-        return self._assigned(unpack(tile.layers["masks"]), posterior, labels, present)
+            return np.where(unsure, np.uint8(IGNORE), labels)
+        masks = unpack(tile.layers["masks"][inner])
+        painted = self._assigned(masks, posterior, labels, present)
+        # A segment may reach into a core whose tags exclude its class.
+        ids = np.minimum(painted, len(allowed) - 1)[None]
+        labels = np.where(np.take_along_axis(allowed, ids, axis=0)[0], painted, labels)
+        labels[unsure & ~masks.masks.any(axis=0)] = IGNORE
+        return labels
 
     def _assigned(
         self,

@@ -1,0 +1,572 @@
+"""Stages: what tags allow is all that comes out, and how a run is cut changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import NORTH_UP, Listener, noise, write_raster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
+
+from rsseg.api import tile as make_site
+from rsseg.bands import Bands
+from rsseg.classes import Classes
+from rsseg.config import (
+    CamConfig,
+    ClassifierConfig,
+    CrfConfig,
+    LabelConfig,
+    ProposalConfig,
+    TileConfig,
+)
+from rsseg.grid import Tile, Window
+from rsseg.io.site import LayerSpec
+from rsseg.nets.checkpoint import Card, save_checkpoint
+from rsseg.nets.classifier import Classifier
+from rsseg.ops.cam import competitive_pool, with_background
+from rsseg.ops.segments import Masks, superpixels
+from rsseg.progress import SILENT
+from rsseg.run import read_tile, run
+from rsseg.stages.cam import CamStage
+from rsseg.stages.crf import CrfStage
+from rsseg.stages.sam import PLANES, LabelStage, MaskStage, pack, unpack
+from rsseg.stages.stage import TileData
+
+CPU = torch.device("cpu")
+CORE, HALO = 32, 16
+SIDE = CORE + 2 * HALO
+BANDS = Bands((1, 2, 3), "uint8", (120.0,) * 3, (60.0,) * 3, (0, 1, 2), (0.0,) * 3, (255.0,) * 3)
+EVERYWHERE = Tile(0, 0, Window(0, 0, CORE, CORE), Window(-HALO, -HALO, SIDE, SIDE))
+
+
+def tile_of(
+    allowed=(True, True), image=None, valid=True, labelled=True, halo_allowed=None, **layers
+):
+    """A tile of one core; ``allowed`` per class in the core, ``halo_allowed`` around it."""
+    around = allowed if halo_allowed is None else halo_allowed
+    maps = np.ones((len(allowed), SIDE, SIDE), bool) & np.array(around)[:, None, None]
+    maps[:, HALO:-HALO, HALO:-HALO] = np.array(allowed)[:, None, None]
+    ones = np.ones((SIDE, SIDE), bool)
+    picture = noise((3, SIDE, SIDE)) if image is None else image
+    return TileData(EVERYWHERE, picture, ones & valid, maps, ones & labelled, layers)
+
+
+def two_tone():
+    image = np.full((3, SIDE, SIDE), 40, np.uint8)
+    image[..., SIDE // 2 :] = 210
+    return image
+
+
+def full(*values):
+    """Layers of constant planes, (K, S, S) uint8."""
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None], (len(values), SIDE, SIDE))
+
+
+# --- CAM -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    config = ClassifierConfig("test_efficientnet", "none", (8,), hidden=4)
+    path = tmp_path_factory.mktemp("classifier") / "c.safetensors"
+    network = Classifier(config, 3, 3)
+    for head in network.heads:
+        torch.nn.init.normal_(head[-1].weight)
+    card = Card("classifier", config, Classes.from_names(["a", "b", "other", "c"]), BANDS)
+    save_checkpoint(path, network, card)
+    return path
+
+
+def cam_stage(checkpoint, **config):
+    return CamStage(checkpoint, CamConfig(**config), CPU, 2, 8, (0, 1, 3))
+
+
+@pytest.mark.parametrize("absent", [0, 1, 3])
+def test_a_class_that_is_absent_has_no_cam(checkpoint, absent):
+    stage = cam_stage(checkpoint)
+    allowed = np.arange(4) != absent
+    (cam,) = stage([tile_of(tuple(allowed))])
+    assert (cam.shape, cam.dtype) == ((3, 4, 4), np.uint8)
+    there = [index for index, one in enumerate(stage.foreground) if one != absent]
+    assert cam[there].any(axis=(1, 2)).all()
+    assert not np.delete(cam, there, axis=0).any()
+
+
+def test_a_window_allows_what_any_of_its_cores_does(checkpoint):
+    tile = tile_of((True,) * 4)
+    half = np.arange(SIDE) < SIDE // 2
+    tile.allowed[0] = half  # the class is in the left cores alone
+    (cam,) = cam_stage(checkpoint)([tile])
+    assert cam[0, :, :2].any()
+    assert not cam[0, :, 2:].any()
+    assert cam[1, :, 2:].any()
+
+
+def test_what_was_not_measured_has_no_cam(checkpoint):
+    valid = np.ones((SIDE, SIDE), bool)
+    valid[:, : SIDE // 2] = False
+    (cam,) = cam_stage(checkpoint)([tile_of((True,) * 4, valid=valid)])
+    assert not cam[..., :2].any()
+    assert cam[..., 2:].any()
+
+
+def test_flipping_the_tile_flips_the_cam(checkpoint):
+    image = noise((3, SIDE, SIDE))
+    stage = cam_stage(checkpoint, scales=(1.0, 0.5), flips=True)
+    straight, mirrored = stage([tile_of((True,) * 4, i) for i in (image, image[..., ::-1].copy())])
+    assert np.abs(straight.astype(int) - mirrored[..., ::-1]).max() <= 1
+
+
+def test_a_changed_classifier_is_loaded_anew(checkpoint, tmp_path):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    tile = tile_of((True,) * 4)
+    (before,) = cam_stage(path)([tile])
+    torch.manual_seed(5)
+    config = ClassifierConfig("test_efficientnet", "none", (8,), hidden=4)
+    card = Card("classifier", config, Classes.from_names(["a", "b", "other", "c"]), BANDS)
+    save_checkpoint(path, Classifier(config, 3, 3), card)
+    (after,) = cam_stage(path)([tile])
+    assert not np.array_equal(before, after)
+
+
+# --- CRF -----------------------------------------------------------------------------------------
+
+
+def crf_stage(background=None, classes=2, **config):
+    return CrfStage("0", replace(CrfConfig(), **config), BANDS, classes, background, 2.0)
+
+
+def test_absent_classes_get_no_posterior():
+    cam = np.full((3, 8, 8), 200, np.uint8)
+    (crf,) = crf_stage(classes=3)([tile_of((True, False, True), cam=cam)])
+    assert (crf.shape, crf.dtype) == ((3, CORE, CORE), np.uint8)
+    assert not crf[1].any()
+    assert (np.abs(crf.sum(axis=0, dtype=int) - 255) <= 1).all()
+
+
+def test_one_class_that_is_allowed_is_certain():
+    cam = np.zeros((2, 8, 8), np.uint8)
+    (crf,) = crf_stage()([tile_of((False, True), cam=cam)])
+    assert (crf[0].max(), crf[1].min()) == (0, 255)
+
+
+def test_cams_snap_to_the_edge_of_the_image():
+    cam = np.full((2, 8, 8), 110, np.uint8)
+    cam[0, :, :5], cam[1, :, 5:] = 140, 140  # the image's edge is a cell further left
+    (crf,) = crf_stage()([tile_of((True, True), two_tone(), cam=cam)])
+    assert_array_equal(crf.argmax(axis=0)[0], np.arange(CORE) >= CORE // 2)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_single_class_is_set_against_the_background(position):
+    cam = np.zeros((1, 8, 8), np.uint8)
+    cam[0, :, :4] = 230
+    (crf,) = crf_stage(background=position)([tile_of((True, True), two_tone(), cam=cam)])
+    assert crf.shape == (2, CORE, CORE)
+    building = crf.argmax(axis=0) != position
+    assert building[:, : CORE // 2].all()
+    assert not building[:, CORE // 2 :].any()
+
+
+def test_without_steps_the_posterior_is_the_score():
+    cam = np.full((1, 8, 8), 102, np.uint8)  # 0.4, so the background has 0.6 ** 2
+    (crf,) = crf_stage(background=0, iterations=0)([tile_of((True, True), cam=cam)])
+    assert crf[1, 0, 0] == round(255 * 0.4 / (0.4 + 0.36))
+    scores = with_background(np.full((1, 1, 1), 0.4, np.float32), 2.0, 0)
+    assert scores.ravel().tolist() == pytest.approx([0.36, 0.4])
+
+
+# --- Masks ---------------------------------------------------------------------------------------
+
+
+def test_superpixels_become_masks():
+    config = ProposalConfig(proposals="superpixels")
+    (planes,) = MaskStage(config, BANDS, None, "cpu")([tile_of(image=two_tone())])
+    assert (planes.shape, planes.dtype) == ((PLANES, CORE, CORE), np.uint16)
+    segments = superpixels(two_tone().transpose(1, 2, 0), scale=60, min_size=64).masks
+    inner = segments[:, HALO:-HALO, HALO:-HALO]
+    expected = {segment.tobytes() for segment in inner if segment.any()}
+    assert {mask.tobytes() for mask in unpack(planes).masks} == expected
+
+
+@st.composite
+def masks(draw, most=6, side=9):
+    count = draw(st.integers(0, most))
+    random = np.random.default_rng(draw(st.integers(0, 999)))
+    found = random.random((count, side, side)) < random.uniform(0.05, 0.6, (count, 1, 1))
+    levels = random.integers(0, 3, count).astype(np.int8)
+    return Masks(found, levels, np.ones(count, np.float32))
+
+
+@given(proposals=masks())
+def test_packing_keeps_masks_and_levels(proposals):
+    found = unpack(pack(proposals))
+    kept = {(mask.tobytes(), level) for mask, level in zip(found.masks, found.level, strict=True)}
+    there = [
+        (mask.tobytes(), level)
+        for mask, level in zip(proposals.masks, proposals.level, strict=True)
+        if mask.any()
+    ]
+    assert kept <= set(there)
+    # Of masks that lie over each other in more places than there are planes some may be lost.
+    if proposals.masks.sum(axis=0).max(initial=0) <= 1 or len(there) <= PLANES:
+        assert len(found) == len(there)
+    assert (found.score == 1).all()
+
+
+@given(proposals=masks())
+def test_planes_never_mix_masks(proposals):
+    planes = pack(proposals)
+    again = pack(unpack(planes))
+    assert {m.tobytes() for m in unpack(again).masks} == {m.tobytes() for m in unpack(planes).masks}
+
+
+# --- Labels --------------------------------------------------------------------------------------
+
+
+def label_stage(masks=None, background=None, **config):
+    return LabelStage("0", masks, LabelConfig(**config), background)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("allowed", "label"),
+    [
+        ((True, False, False), 0),
+        ((False, False, True), 2),
+        ((False, False, False), 255),
+        ((True, False, True), 2),  # the posterior prefers class 1, which is absent
+        ((True, True, True), 1),
+    ],
+)
+def test_absent_classes_are_never_labels(allowed, label, masked):
+    layers = {"crf": full(20, 150, 85)}
+    if masked:
+        layers["masks"] = np.broadcast_to(np.uint16(40_001), (PLANES, SIDE, SIDE)) * (
+            np.arange(PLANES) == 0
+        )[:, None, None].astype(np.uint16)
+    stage = label_stage("0" if masked else None)
+    (labels,) = stage([tile_of(allowed, **layers)])
+    assert (labels.shape, labels.dtype) == ((CORE, CORE), np.uint8)
+    assert set(labels.ravel()) == {label}
+
+
+def test_classes_of_the_neighbours_do_not_count():
+    # No step before has looked at a core of a single class: its layers are empty.
+    nothing = np.zeros((3, SIDE, SIDE), np.uint8)
+    tile = tile_of((False, False, True), halo_allowed=(True, True, True), crf=nothing)
+    (labels,) = label_stage()([tile])
+    assert set(labels.ravel()) == {2}
+
+
+def test_masks_of_the_neighbours_do_not_count():
+    numbers = np.zeros((PLANES, SIDE, SIDE), np.uint16)
+    numbers[0, HALO:-HALO, HALO:-HALO] = 40_001
+    alone = numbers.copy()
+    numbers[0, :HALO] = 40_001  # a mask of another tile that has the same number
+    crf = np.stack([full(0, 140)[1], full(0, 115)[1]])
+    crf[:, :HALO] = np.array([0, 255], np.uint8)[:, None, None]
+    found = [
+        label_stage("0")([tile_of((True, True), crf=crf, masks=planes)])[0]
+        for planes in (numbers, alone)
+    ]
+    assert_array_equal(*found)
+    assert set(found[0].ravel()) == {0}
+
+
+def test_a_segment_stays_in_the_cores_that_allow_its_class():
+    tile = tile_of(
+        (True, True), crf=full(100, 155), masks=np.zeros((PLANES, SIDE, SIDE), np.uint16)
+    )
+    tile.layers["masks"][0] = 40_001
+    tile.allowed[1, :, : SIDE // 2] = False
+    (labels,) = label_stage("0")([tile])
+    assert_array_equal(labels[0], np.arange(CORE) >= CORE // 2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("allowed", [(True, False), (True, True)])
+def test_what_is_untagged_or_not_measured_has_no_label(allowed, masked):
+    shown, tagged = np.ones((2, SIDE, SIDE), bool)
+    shown[: HALO + 8], tagged[:, : HALO + 8] = False, False
+    planes = np.ones((PLANES, SIDE, SIDE), np.uint16)
+    tile = tile_of(allowed, valid=shown, labelled=tagged, crf=full(200, 55), masks=planes)
+    (labels,) = label_stage("0" if masked else None)([tile])
+    assert (labels[:8] == 255).all()
+    assert (labels[:, :8] == 255).all()
+    assert (labels[8:, 8:] == 0).all()
+
+
+def test_unsure_pixels_have_no_label_unless_a_proposal_covers_them():
+    planes = np.zeros((PLANES, SIDE, SIDE), np.uint16)
+    planes[0, :, : SIDE // 2] = 40_001
+    layers = {"crf": full(140, 115), "masks": planes}
+    for masked, expected in [(None, {255}), ("0", {0, 255})]:
+        (labels,) = label_stage(masked, min_confidence=0.6)([tile_of((True, True), **layers)])
+        assert set(labels.ravel()) == expected
+    assert_array_equal(labels[0] == 0, np.arange(CORE) < CORE // 2)
+
+
+def test_the_background_takes_segments_that_no_class_wants():
+    planes = np.zeros((PLANES, SIDE, SIDE), np.uint16)
+    planes[0, :, : SIDE // 2], planes[0, :, SIDE // 2 :] = 40_001, 40_002
+    crf = np.zeros((2, SIDE, SIDE), np.uint8)
+    crf[1, :, : SIDE // 2], crf[1, :, SIDE // 2 :] = 200, 30
+    crf[0] = 255 - crf[1]
+    tile = tile_of((True, True), crf=crf, masks=planes)
+    (labels,) = label_stage("0", background=0)([tile])
+    assert_array_equal(labels[0], np.arange(CORE) < CORE // 2)
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Brightest:
+    """The brightest pixel near, and a stamp that tells which tiles were computed together."""
+
+    radius: int
+    batch_size: int = 1
+    in_processes: bool = False
+    label: str = "brightest"
+    note: Path | None = None
+
+    @property
+    def reads(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def writes(self) -> LayerSpec:
+        return LayerSpec("brightest", "uint8", fill=255)
+
+    def __call__(self, tiles):
+        if self.note is not None:
+            stamp = ",".join(f"{t.tile.row}/{t.tile.col}" for t in tiles)
+            name = hashlib.sha256(stamp.encode()).hexdigest()[:8]
+            (self.note / name).write_text(stamp)
+        return [self._of(tile) for tile in tiles]
+
+    def _of(self, tile) -> NDArray[np.uint8]:
+        pixels = np.where(tile.valid, tile.image[0], 0)
+        near = maximum_filter(pixels, size=2 * self.radius + 1, mode="constant")
+        return near[tile.tile.inner.slices].astype(np.uint8)
+
+
+def site_of(folder, name="site.zarr", seed=0):
+    image = noise((1, 100, 150), seed=seed)
+    image[0, :40, :40] = 0
+    raster = write_raster(folder / f"{name}.tif", image, NORTH_UP, nodata=0)
+    classes = Classes.from_names(["a", "b"])
+    site = make_site([raster], folder / name, classes, config=TileConfig(64, 0.25))
+    return site, image[0]
+
+
+def ran(site, stage, tiling, key="0", workers=1):
+    tiles = {name: list(tiling) for name in site.scenes}
+    run(stage, site, key, tiles, workers=workers, progress=SILENT)
+    layer = site.scenes[next(iter(site.scenes))].find_layer(stage.writes.name, key)
+    return layer.read(tiling[0, 0].core.__class__(0, 0, *tiling.shape))
+
+
+def chunks(site, key="0"):
+    (folder,) = site.path.rglob(f"brightest-{key}")
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+@pytest.mark.parametrize(("count", "halo"), [(1, 5), (2, 16), (3, 5)])
+def test_tiled_is_whole_for_a_filter_whose_radius_is_the_halo(tmp_path, count, halo):
+    site, image = site_of(tmp_path)
+    found = ran(site, Brightest(5), site.scenes["site.zarr"].tiling.merged(count, halo))
+    assert_array_equal(found, maximum_filter(image, size=11, mode="constant"))
+
+
+def test_a_pool_of_processes_gives_the_same_bytes(tmp_path):
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    config = ProposalConfig(proposals="superpixels")
+    stage = MaskStage(config, site.bands, None, "cpu")
+    found = [
+        ran(site, stage, tiling.merged(2, 16), key, workers)
+        for key, workers in [("serial", 1), ("pool", 2)]
+    ]
+    assert stage.in_processes
+    assert_array_equal(*found)
+    serial, pooled = (
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for folder in (
+            site.path / "scenes/site.zarr" / f"masks-{key}" for key in ("serial", "pool")
+        )
+    )
+    assert serial == pooled
+
+
+@pytest.mark.parametrize("lost", [["0/0"], ["2/3"], ["1/1", "1/2"]])
+def test_batches_are_a_function_of_the_tiling_alone(tmp_path, lost):
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    notes = [tmp_path / "first", tmp_path / "second"]
+    for note in notes:
+        note.mkdir()
+    stage = Brightest(3, batch_size=5, note=notes[0])
+    ran(site, stage, tiling)
+    before = chunks(site)
+    for name in lost:
+        (site.path / "scenes/site.zarr/brightest-0/brightest/c" / name).unlink()
+    ran(site, replace(stage, note=notes[1]), tiling)
+    after = chunks(site)
+    assert {name: data for name, (data, _) in before.items()} == {
+        name: data for name, (data, _) in after.items()
+    }
+    whole, again = ({path.read_text() for path in note.iterdir()} for note in notes)
+    assert again == {batch for batch in whole if set(batch.split(",")) & set(lost)}
+    batches = sorted(len(batch.split(",")) for batch in whole)
+    assert batches == [2, 5, 5]
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    ran(site, Brightest(3), tiling)
+    before = chunks(site)
+    ran(site, Brightest(3), tiling)
+    assert chunks(site) == before
+    ran(site, Brightest(3), tiling, "1")
+    assert chunks(site) == before
+    assert site.layers["brightest"] == "1"
+
+
+def test_a_site_made_anew_is_read_anew(tmp_path):
+    site, _ = site_of(tmp_path)
+    ran(site, Brightest(3), site.scenes["site.zarr"].tiling)
+    for path in (tmp_path / "site.zarr", tmp_path / "site_tags.gpkg"):
+        path.rename(path.with_name(f"old_{path.name}"))
+    other, image = site_of(tmp_path, seed=9)
+    found = ran(other, Brightest(3), other.scenes["site.zarr"].tiling)
+    assert_array_equal(found, maximum_filter(image, size=7, mode="constant"))
+
+
+def test_progress_counts_tiles_and_knows_what_is_done(tmp_path):
+    class Counter(Listener):
+        def step(self, label, total, unit, done=0):
+            self.steps = (label, total, unit, done)
+            return super().step(label, total, unit, done)
+
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    ran(site, Brightest(3), tiling)
+    (site.path / "scenes/site.zarr/brightest-0/brightest/c/0/1").unlink()
+    counter = Counter()
+    run(Brightest(3), site, "0", {"site.zarr": [*tiling]}, workers=1, progress=counter)
+    assert counter.steps == ("brightest", 12, "tiles", 11)
+
+
+def test_a_tile_knows_the_tags_around_it(tmp_path):
+    site, _ = site_of(tmp_path)
+    scene = site.scenes["site.zarr"]
+    free = read_tile(site, scene, scene.tiling[1, 1], {})
+    assert free.allowed.all()
+    assert not free.labelled.any()
+    tags = np.zeros((3, 4, 2), np.int8)
+    tags[1, 1], tags[1, 2], tags[0, 1] = [1, 0], [0, 1], [-1, -1]
+    scene.set_tags(tags, np.zeros((3, 4), bool))
+    tile = read_tile(site, scene, scene.tiling[1, 1], {})
+    inner = (slice(None), *tile.tile.inner.slices)
+    assert tile.allowed[inner].any(axis=(1, 2)).tolist() == [True, False]
+    assert tile.allowed[:, 30, -1].tolist() == [False, True]
+    assert tile.allowed[:, 0, 30].tolist() == [True, True]
+    assert (tile.labelled[0, 30], tile.labelled[30, 30], tile.labelled[30, -1]) == (0, 1, 1)
+    corner = read_tile(site, scene, scene.tiling[2, 3], {})
+    assert corner.labelled.all()
+    assert not corner.valid[-1].any()
+
+
+# --- Competitive pooling -------------------------------------------------------------------------
+
+
+def probability(cam, background=False, power=4.0, weight=None):
+    cam = torch.as_tensor(cam, dtype=torch.float32)
+    weight = torch.ones(len(cam), 1, *cam.shape[-2:]) if weight is None else weight
+    pooled = competitive_pool(cam, weight, 1, background=background, power=power)
+    return torch.sigmoid(pooled)[:, 0, 0]
+
+
+maps = st.integers(0, 999).map(
+    lambda seed: np.random.default_rng(seed).normal(0, 3, (1, 3, 4, 4)).astype(np.float32)
+)
+
+
+@given(cam=maps, background=st.booleans(), power=st.sampled_from([1.0, 4.0, 9.0]))
+def test_presence_lies_between_the_mean_and_the_maximum(cam, background, power):
+    shares = torch.as_tensor(cam)
+    if background:
+        shares = torch.cat([shares, torch.zeros(1, 1, 4, 4)], 1)
+    shares = shares.softmax(1)[:, :3].flatten(2)
+    found = probability(cam, background, power)
+    assert (found >= shares.mean(2) - 1e-4).all()
+    assert (found <= shares.amax(2) + 1e-4).all()
+
+
+@given(cam=maps, seed=st.integers(0, 99), background=st.booleans())
+def test_where_a_class_lies_in_a_core_does_not_matter(cam, seed, background):
+    order = np.random.default_rng(seed).permutation(16)
+    shuffled = cam.reshape(1, 3, 16)[..., order].reshape(cam.shape)
+    torch.testing.assert_close(probability(cam, background), probability(shuffled, background))
+
+
+@given(cam=maps, more=st.floats(0.1, 3), background=st.booleans())
+def test_more_of_a_class_is_more_of_it_and_less_of_the_others(cam, more, background):
+    grown = cam.copy()
+    grown[0, 1] += more
+    before, after = probability(cam, background)[0], probability(grown, background)[0]
+    assert after[1] >= before[1]
+    assert after[0] <= before[0] + 1e-6
+    assert after[2] <= before[2] + 1e-6
+
+
+@given(cam=maps)
+@settings(max_examples=20)
+def test_a_background_takes_from_all_classes(cam):
+    assert (probability(cam, True) <= probability(cam, False) + 1e-6).all()
+
+
+def test_without_a_background_some_class_must_be_there():
+    low = np.full((1, 3, 4, 4), -20.0)
+    assert probability(low).tolist() == [pytest.approx([1 / 3] * 3, abs=1e-3)]
+    assert probability(low, background=True).max() < 1e-4
+
+
+def test_cells_that_were_not_measured_have_no_say():
+    cam = torch.zeros(1, 2, 2, 2)
+    cam[0, 0, 0, 0] = 50
+    weight = torch.ones(1, 1, 2, 2)
+    weight[0, 0, 0, 0] = 0
+    assert probability(cam, weight=weight).tolist() == [pytest.approx([0.5, 0.5], abs=1e-3)]
+    assert torch.isfinite(competitive_pool(cam, weight * 0, 1, background=False)).all()
+
+
+def test_its_slope_is_finite_everywhere():
+    for value in (-200.0, 0.0, 200.0):
+        cam = torch.full((1, 2, 2, 2), value)
+        cam[:, 1] = 0
+        cam.requires_grad_()
+        competitive_pool(cam, torch.ones(1, 1, 2, 2), 1, background=True).sum().backward()
+        assert torch.isfinite(cam.grad).all()

@@ -337,6 +337,11 @@ class Settings:
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig()
 
+    def check(self) -> None:
+        """Raise InputError where a value is out of range."""
+        for name in SECTIONS:
+            checked(getattr(self, name))
+
     @classmethod
     def load(cls, path: Path | None) -> Settings:
         """Read a TOML file; None gives the defaults.

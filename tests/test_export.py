@@ -16,8 +16,9 @@ from rsseg.api import export, info, tile
 from rsseg.classes import Classes
 from rsseg.config import TileConfig
 from rsseg.errors import InputError
+from rsseg.io.layers import LABELS, LayerSpec
 from rsseg.io.mapfile import CLASSES_TAG
-from rsseg.io.site import LABELS, LayerSpec, Site
+from rsseg.io.site import Site
 from rsseg.stages.sam import PLANES
 
 CLASSES = Classes.from_dict(

@@ -24,8 +24,10 @@ from rsseg.classes import Classes
 from rsseg.config import ClassifierConfig, Settings, TileConfig
 from rsseg.errors import InputError
 from rsseg.grid import Tiling, Window
+from rsseg.io.build import SitePlan, scene_names
+from rsseg.io.layers import LayerSpec
 from rsseg.io.raster import Raster
-from rsseg.io.site import LayerSpec, Site, SitePlan, active_windows, scene_names, sheet_path
+from rsseg.io.site import Site, sheet_path
 
 CLASSES = Classes.from_names(["building"])
 TILES = TileConfig(64, 0.25)
@@ -304,12 +306,6 @@ def test_another_fingerprint_is_another_layer(tmp_path):
     one.write(core, np.ones((48, 48), np.uint8))
     assert (one.has(core), two.has(core)) == (True, False)
     assert scene.find_layer("cam", "c") is None
-
-
-def test_active_windows_have_a_valid_pixel(tmp_path):
-    scene = make(tmp_path).scenes["a"]
-    assert next((t.row, t.col) for t in active_windows(scene, scene.tiling)) == (0, 1)
-    assert len(list(active_windows(scene, scene.tiling.merged(2, 0)))) == 4
 
 
 # --- What goes wrong -----------------------------------------------------------------------------

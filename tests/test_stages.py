@@ -29,7 +29,7 @@ from rsseg.config import (
     TileConfig,
 )
 from rsseg.grid import Tile, Window
-from rsseg.io.site import LayerSpec
+from rsseg.io.layers import LayerSpec
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.classifier import Classifier
 from rsseg.ops.cam import competitive_pool, with_background

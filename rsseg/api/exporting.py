@@ -15,8 +15,9 @@ from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.files import check_output
+from rsseg.io.layers import Layer
 from rsseg.io.mapfile import strips, write_map
-from rsseg.io.site import Layer, Scene, Site
+from rsseg.io.site import Scene, Site
 from rsseg.progress import SILENT, Progress
 
 Read = Callable[[Window], NDArray[Any]]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rsseg.config import ClassifierConfig, Settings, fingerprint
 from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
+from rsseg.io.files import replacing
 from rsseg.io.site import Scene, Site, describe_source
 from rsseg.io.tag_table import is_tagged
 from rsseg.io.vector import Area, split_layer
@@ -66,6 +67,7 @@ def pseudo_label(
     Raises:
         InputError: no tags, no SAM weights, or polygons that do not meet the site.
     """
+    settings.check()
     opened = Site(site)
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
@@ -138,7 +140,7 @@ class _Chain:
         tags = site.tags
         config = settings.classifier
         scenes = site.scenes
-        tilings = {name: windows_of(scene, config) for name, scene in scenes.items()}
+        tilings = windows_of(scenes, config)
         areas = {} if aoi is None else _areas(scenes, Path(aoi))
         tagged: dict[str, list[Tile]] = {name: [] for name in scenes}
         mixed: dict[str, list[Tile]] = {name: [] for name in scenes}
@@ -165,14 +167,17 @@ class _Chain:
         return [tiling.core, tiling.halo]
 
 
-def windows_of(scene: Scene, config: ClassifierConfig) -> Tiling:
+def windows_of(scenes: Mapping[str, Scene], config: ClassifierConfig) -> dict[str, Tiling]:
     """Return the windows that networks see: blocks of cores of about ``config.window`` pixels.
 
-    Each has ``config.halo`` pixels of context, but a scene that is one tile has none.
+    Each has ``config.halo`` pixels of context, but where every scene is one tile (chips) there is
+    none to be had. A batch may hold windows of several scenes, so all are of one size.
     """
-    count = max(1, round(config.window / scene.tiling.core))
-    single = len(scene.tiling) == 1
-    return scene.tiling.merged(1 if single else count, 0 if single else config.halo)
+    count = max(1, round(config.window / next(iter(scenes.values())).tiling.core))
+    halo = config.halo
+    if all(len(scene.tiling) == 1 for scene in scenes.values()):
+        count, halo = 1, 0
+    return {name: scene.tiling.merged(count, halo) for name, scene in scenes.items()}
 
 
 def _tags_under(scene: Scene, tags: NDArray[np.int8], tile: Tile) -> NDArray[np.int8]:
@@ -221,15 +226,16 @@ def _classifier(chain: _Chain, device: torch.device, progress: Progress) -> Path
         {name: scene.validation.tolist() for name, scene in site.scenes.items()},
     )
     path = site.models / f"classifier-{key}.safetensors"
+    work = site.models / f"classifier-{key}.partial"
     if path.exists():
         progress.detail(f"classifier {key} was fitted before")
-        return path
-    work = site.models / f"classifier-{key}.partial"
-    network = _fit_classifier(chain, work, device, progress)
-    card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)
-    save_checkpoint(path, network, card)
-    shutil.copyfile(work / "metrics.csv", path.with_suffix(".csv"))
-    shutil.rmtree(work)
+    else:
+        network = _fit_classifier(chain, work, device, progress)
+        with replacing(path.with_suffix(".csv"), overwrite=True) as temporary:
+            shutil.copyfile(work / "metrics.csv", temporary)
+        card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)
+        save_checkpoint(path, network, card)
+    shutil.rmtree(work, ignore_errors=True)
     return path
 
 

@@ -12,11 +12,12 @@ from rsseg.classes import Classes
 from rsseg.config import TileConfig
 from rsseg.errors import InputError
 from rsseg.grid import TILE_MULTIPLE, Window, split_overlap
+from rsseg.io.build import SitePlan, create, is_made, scene_names
 from rsseg.io.files import check_output
 from rsseg.io.mapfile import write_map
 from rsseg.io.measure import measure
 from rsseg.io.raster import Raster, list_rasters
-from rsseg.io.site import Scene, Site, SitePlan, create, scene_names, sheet_path
+from rsseg.io.site import Scene, Site, sheet_path
 from rsseg.io.tag_sheet import write_sheet
 from rsseg.progress import SILENT, Progress
 
@@ -58,13 +59,18 @@ def tile(
     paths = [path for given in rasters for path in list_rasters(Path(given))]
     opened = [Raster(path, tuple(bands) if bands else None) for path in paths]
     plan = _plan(opened, classes, config, _three(rgb), chips, link)
-    _check_outputs(out, export_patches, overwrite)
+    # Interrupted between the two: the site is there, its tag sheet is not.
+    finished = is_made(out, plan) and not sheet_path(out).exists()
+    _check_outputs(out, export_patches, overwrite or finished)
     _announce(plan, out, progress)
     total = sum(raster.grid.window.area for raster in opened)
-    with progress.step("tiling", total, "px") as step:
-        site = create(
-            out, plan, lambda: measure(opened, plan.rgb, progress), step.advance, overwrite
-        )
+    if finished:
+        site = Site(out)
+    else:
+        with progress.step("tiling", total, "px") as step:
+            site = create(
+                out, plan, lambda: measure(opened, plan.rgb, progress), step.advance, overwrite
+            )
     sheet = sheet_path(out)
     if sheet.exists():
         progress.note(f"the old tag sheet is kept as {_set_aside(sheet).name}")

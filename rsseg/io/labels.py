@@ -13,7 +13,8 @@ from rsseg.classes import IGNORE
 from rsseg.errors import InputError
 from rsseg.grid import Window
 from rsseg.io.classmap import ClassMap, ClassRaster, scenes_under
-from rsseg.io.site import Layer, Site
+from rsseg.io.layers import Layer
+from rsseg.io.site import Site
 from rsseg.io.vector import classify, is_vector, meets, rasterise, read_features
 
 

@@ -17,10 +17,7 @@ write chunks only; attributes and metadata are the main process's.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from multiprocessing import parent_process
 from pathlib import Path
@@ -33,95 +30,16 @@ from numpy.typing import NDArray
 
 from rsseg import __version__
 from rsseg.bands import Bands
-from rsseg.classes import IGNORE, Classes
+from rsseg.classes import Classes
 from rsseg.errors import InputError
-from rsseg.grid import Grid, Tile, Tiling, Window
-from rsseg.io.raster import Raster, mirror
-from rsseg.io.tag_table import UNKNOWN, SceneTiles, TagTable, is_tagged, plain_name
+from rsseg.grid import Grid, Tiling, Window
+from rsseg.io.layers import Layer, LayerSpec, geo_attributes, write_spatial_ref
+from rsseg.io.raster import Raster
+from rsseg.io.tag_table import UNKNOWN, SceneTiles, TagTable, is_tagged
 
 FORMAT = 1
 HOLD_BYTES = 2**30
 """Copied pixels of a site up to this size are kept in memory once they were read."""
-LINK_FROM_BYTES = 2 * 10**9
-"""Rasters with more bytes of pixels than this are linked rather than copied, unless told."""
-
-COMPLETE = "rsseg:complete"
-"""Attribute of scenes that were written to the end."""
-MODEL_BYTES = 10**8
-"""Room for a classifier and for what resumes its training."""
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What a layer holds.
-
-    Args:
-        name: ``cam``, ``labels`` …
-        dtype: numpy dtype name.
-        channels: number of channels, or None for a (H, W) layer.
-        cell: pixels of the raster per cell of the layer.
-        fill: value of cells that were never written.
-    """
-
-    name: str
-    dtype: str
-    channels: int | None = None
-    cell: int = 1
-    fill: int = 0
-
-
-class Layer:
-    """One array of one scene, written core by core.
-
-    Args:
-        array: the zarr array, (H, W) or (channels, H, W) in cells.
-        cell: pixels of the raster per cell.
-        hold: read the whole array at once, at the first read, and keep it in memory.
-    """
-
-    def __init__(self, array: zarr.Array[Any], cell: int, *, hold: bool = False) -> None:
-        self.array = array.with_config({"write_empty_chunks": True})
-        self.cell = cell
-        self._hold = hold
-        chunks = array.chunks[-2:]
-        self._chunk_pixels = (chunks[0] * cell, chunks[1] * cell)
-
-    @cached_property
-    def _source(self) -> Any:
-        """The array to read from: on disk, or in memory."""
-        return np.asarray(self.array[:]) if self._hold else self.array
-
-    def has(self, core: Window) -> bool:
-        """Whether every chunk of a block of tile cores (pixels) was written."""
-        height, width = self._chunk_pixels
-        rows = range(core.row // height, -(-(core.row + core.height) // height))
-        cols = range(core.col // width, -(-(core.col + core.width) // width))
-        lead = (0,) * (self.array.ndim - 2)
-        return all(self._chunk_path((*lead, row, col)).exists() for row in rows for col in cols)
-
-    def _chunk_path(self, index: tuple[int, ...]) -> Path:
-        store: Any = self.array.store
-        return Path(store.root) / self.array.path / self.array.metadata.encode_chunk_key(index)
-
-    def write(self, core: Window, values: NDArray[np.generic]) -> None:
-        """Write a block of tile cores: (h, w) or (channels, h, w) in cells of the layer."""
-        window = core.scaled(self.cell)
-        assert values.shape[-2:] == (window.height, window.width), (values.shape, window)
-        self.array[(..., *window.slices)] = values
-
-    def read(self, window: Window) -> NDArray[Any]:
-        """Read a window given in pixels; mirrored where it reaches beyond the raster.
-
-        Returns:
-            (h, w) or (channels, h, w) in cells; the window's edges must lie on cell edges.
-        """
-        return self.read_cells(window.scaled(self.cell))[0]
-
-    def read_cells(self, cells: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a window given in cells; also return (h, w) which of them lie in the raster."""
-        within, rows, cols, inside = mirror(cells, self.array.shape[-2:])
-        values = np.asarray(self._source[(..., *within.slices)])
-        return values[..., rows[:, None], cols], inside
 
 
 class Scene:
@@ -385,73 +303,6 @@ def _open_root(path: Path) -> zarr.Group:
     return root
 
 
-# --- making a site ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """What ``create`` is about to make.
-
-    Args:
-        rasters: the open rasters by scene name.
-        classes: the classes.
-        core: side of the tile cores, pixels.
-        halo: padding of the tiles, pixels.
-        rgb: GDAL band numbers (from 1) of red, green and blue; None for the first raster's own.
-        link: True links, False copies, None decides by size.
-    """
-
-    rasters: Mapping[str, Raster]
-    classes: Classes
-    core: int
-    halo: int
-    rgb: tuple[int, int, int] | None = None
-    link: bool | None = None
-
-    def pixel_bytes(self) -> int:
-        """Uncompressed bytes of all pixels in use."""
-        return sum(
-            raster.grid.window.area * len(raster.bands) * np.dtype(raster.dtype).itemsize
-            for raster in self.rasters.values()
-        )
-
-    @property
-    def links(self) -> bool:
-        """Whether the rasters will be linked."""
-        return self.pixel_bytes() > LINK_FROM_BYTES if self.link is None else self.link
-
-    def tile_count(self) -> int:
-        """Tiles of all scenes."""
-        return sum(
-            len(Tiling(raster.grid.shape, self.core, self.halo)) for raster in self.rasters.values()
-        )
-
-    def estimate(self) -> tuple[int, int]:
-        """Return (bytes, files) the whole way will need at most.
-
-        Image and mask (unless linked), then CAM, CRF, masks and labels per tile, and the
-        classifier; class layers compress well, so one byte per pixel and layer is an upper
-        estimate.
-        """
-        pixels = sum(raster.grid.window.area for raster in self.rasters.values())
-        copied = 0 if self.links else self.pixel_bytes() + pixels
-        layers = 4
-        files = self.tile_count() * (layers + (0 if self.links else 2)) + 40 * len(self.rasters)
-        return copied + layers * pixels + MODEL_BYTES, files
-
-    def describe(self) -> dict[str, Any]:
-        """Return what decides the site's content, JSON-ready."""
-        return {
-            "sources": {name: describe_source(r.path) for name, r in self.rasters.items()},
-            "bands": next(iter(self.rasters.values())).bands,
-            "classes": self.classes.to_dict(),
-            "core": self.core,
-            "halo": self.halo,
-            "rgb": self.rgb,
-            "link": self.links,
-        }
-
-
 def describe_source(path: Path) -> dict[str, Any]:
     """Return a raster's path, size in bytes and time of change, to recognise it later."""
     stat = path.stat()
@@ -473,172 +324,6 @@ def check_source(described: Mapping[str, Any]) -> None:
         )
 
 
-def is_made(path: Path, plan: SitePlan) -> bool:
-    """Return whether there is a site that was made by the same plan from the same rasters."""
-    if not path.exists():
-        return False
-    return bool(Site(path).plan == json.loads(json.dumps(plan.describe())))
-
-
 def partial_path(path: Path) -> Path:
     """Return where an unfinished site lies."""
     return path.with_name(path.name + ".partial")
-
-
-def create(
-    path: Path,
-    plan: SitePlan,
-    measure: Callable[[], Bands],
-    advance: Callable[[int], None],
-    overwrite: bool = False,
-) -> Site:
-    """Make a site, or go on with making it; the folder gets its name when it is complete.
-
-    Args:
-        path: the final folder.
-        plan: what to make.
-        measure: computes the statistics; called only where no earlier run has.
-        advance: told the number of pixels done.
-        overwrite: replace the site that is there, once the new one is complete.
-    """
-    partial = partial_path(path)
-    root = _partial_root(partial, plan, measure)
-    for name, raster in plan.rasters.items():
-        group = root.require_group(f"scenes/{name}")
-        if COMPLETE not in group.attrs:
-            _fill_scene(group, raster, plan, advance)
-        else:
-            advance(raster.grid.window.area)
-    # Out of the way before it is removed: half a site must never stand under the name.
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if overwrite and path.exists():
-        path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-    return Site(path)
-
-
-def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -> zarr.Group:
-    described = json.loads(json.dumps(plan.describe()))
-    try:
-        root = zarr.open_group(partial, mode="r+", zarr_format=3)
-        if root.attrs.get("plan") == described and "rsseg" in root.attrs:
-            return root
-    except (FileNotFoundError, KeyError, ValueError):
-        pass
-    if partial.exists():
-        if not all(child.name.startswith(("zarr.", "scenes")) for child in partial.iterdir()):
-            raise InputError(f"{partial}: is in the way and not ours; move it elsewhere")
-        shutil.rmtree(partial)
-    bands = measure()
-    facts = {
-        "format": FORMAT,
-        "version": __version__,
-        "classes": plan.classes.to_dict(),
-        "bands": bands.to_dict(),
-        "core": plan.core,
-        "halo": plan.halo,
-        "scenes": list(plan.rasters),
-        "pixel_bytes": plan.pixel_bytes(),
-        "layers": {},
-    }
-    attributes: dict[str, Any] = {"rsseg": facts, "plan": described}
-    return zarr.create_group(partial, attributes=attributes, zarr_format=3)
-
-
-def _fill_scene(
-    group: zarr.Group, raster: Raster, plan: SitePlan, advance: Callable[[int], None]
-) -> None:
-    facts: Any = {"source": describe_source(raster.path), "linked": plan.links}
-    group.attrs.update({**geo_attributes(raster.grid), "rsseg": facts})
-    write_spatial_ref(group, raster.grid)
-    tiling = Tiling(raster.grid.shape, plan.core, plan.halo)
-    image, valid = (None, None) if plan.links else _image_arrays(group, raster, plan.core)
-    tile_valid = np.zeros(tiling.counts, np.bool_)
-    for row in range(tiling.counts[0]):
-        strip = _strip(tiling, row)
-        if image is None or valid is None:
-            mask = raster.valid(strip)
-        elif image.has(strip) and valid.has(strip):
-            mask = valid.read(strip)
-        else:
-            pixels, mask = raster.read(strip)
-            image.write(strip, pixels)
-            valid.write(strip, mask)
-        starts = np.arange(0, strip.width, plan.core)
-        tile_valid[row] = np.logical_or.reduceat(mask.any(axis=0), starts)
-        advance(strip.area)
-    dims = ("tile_row", "tile_col")
-    group.create_array("tile_valid", data=tile_valid, dimension_names=dims, overwrite=True)
-    group.attrs[COMPLETE] = True
-
-
-def _strip(tiling: Tiling, row: int) -> Window:
-    first = tiling[row, 0].core
-    return Window(first.row, 0, first.height, tiling.shape[1])
-
-
-def _image_arrays(group: zarr.Group, raster: Raster, core: int) -> tuple[Layer, Layer]:
-    shape = raster.grid.shape
-    count = len(raster.bands)
-    wanted = {
-        "image": ((count, *shape), (count, core, core), raster.dtype, ("band", "y", "x")),
-        "valid": (shape, (core, core), "bool", ("y", "x")),
-    }
-    for name, (full, chunks, dtype, dims) in wanted.items():
-        if name not in group:
-            group.create_array(
-                name,
-                shape=full,
-                chunks=tuple(min(c, s) for c, s in zip(chunks, full, strict=True)),
-                dtype=dtype,
-                dimension_names=dims,
-                attributes={"grid_mapping": "spatial_ref"},
-            )
-    arrays = [group["image"], group["valid"]]
-    image, valid = (Layer(array, 1) for array in arrays if isinstance(array, zarr.Array))
-    return image, valid
-
-
-def geo_attributes(grid: Grid) -> dict[str, Any]:
-    """Return a group's georeference by the GeoZarr ``proj:`` and ``spatial:`` conventions."""
-    attributes: dict[str, Any] = {
-        "spatial:dimensions": ["y", "x"],
-        "spatial:transform": list(grid.transform)[:6],
-        "spatial:shape": list(grid.shape),
-    }
-    return attributes if grid.crs is None else {**attributes, "proj:wkt2": grid.crs}
-
-
-def write_spatial_ref(group: zarr.Group, grid: Grid) -> None:
-    """Write the CF grid mapping variable that xarray and rioxarray look for."""
-    if "spatial_ref" in group:
-        return
-    gdal = " ".join(repr(value) for value in grid.transform.to_gdal())
-    attributes: dict[str, Any] = {"GeoTransform": gdal}
-    if grid.crs:
-        attributes["crs_wkt"] = grid.crs
-    group.create_array(
-        "spatial_ref", shape=(), dtype="int32", dimension_names=(), attributes=attributes
-    )
-
-
-def scene_names(paths: Sequence[Path]) -> list[str]:
-    """Return one unique name per raster, made from its file name."""
-    names: list[str] = []
-    for path in paths:
-        stem = plain_name(path.name)
-        taken = (f"{stem}_{count}" for count in range(2, len(paths) + 2))
-        names.append(stem if stem not in names else next(n for n in taken if n not in names))
-    return names
-
-
-def active_windows(scene: Scene, tiling: Tiling) -> Iterator[Tile]:
-    """Yield the windows of a (merged) tiling that have a valid pixel in their core."""
-    for tile in tiling:
-        if any(scene.tile_valid[index] for index in scene.tiling.members(tile.core)):
-            yield tile
-
-
-LABELS = LayerSpec("labels", "uint8", fill=IGNORE)

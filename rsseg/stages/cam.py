@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rsseg.config import CamConfig, ClassifierConfig
-from rsseg.io.site import LayerSpec
+from rsseg.io.layers import LayerSpec
 from rsseg.nets.checkpoint import Card, Checkpoint
 from rsseg.nets.classifier import Classifier
 from rsseg.nets.device import halving, inference

@@ -11,7 +11,7 @@ from skimage.transform import resize
 
 from rsseg.bands import Bands
 from rsseg.config import CrfConfig
-from rsseg.io.site import LayerSpec
+from rsseg.io.layers import LayerSpec
 from rsseg.ops.cam import with_background
 from rsseg.ops.crf import dense_crf
 from rsseg.stages.stage import TileData

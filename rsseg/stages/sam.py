@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rsseg.bands import Bands
 from rsseg.classes import IGNORE
 from rsseg.config import LabelConfig, ProposalConfig
-from rsseg.io.site import LABELS, LayerSpec
+from rsseg.io.layers import LABELS, LayerSpec
 from rsseg.ops.segments import Masks, assign, background_score, class_scores, superpixels
 from rsseg.stages.stage import TileData
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg.grid import Tile
-from rsseg.io.site import LayerSpec
+from rsseg.io.layers import LayerSpec
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from helpers import NORTH_UP, TRANSFORMS, UTM, Listener, noise, write_features, 
 from numpy.testing import assert_array_equal
 from shapely.geometry import box
 
+import rsseg.io.build as build_module
 import rsseg.io.site as site_module
 from rsseg.api import pseudo_label, tag, tile
 from rsseg.classes import Classes
@@ -543,7 +544,7 @@ def test_large_rasters_are_linked(tmp_path, monkeypatch):
     raster = Raster(write_raster(tmp_path / "a.tif", pixels()))
     plan = SitePlan({"a": raster}, CLASSES, CORE, HALO)
     assert (plan.pixel_bytes(), plan.links) == (3 * 100 * 150, False)
-    monkeypatch.setattr(site_module, "LINK_FROM_BYTES", 3 * 100 * 150 - 1)
+    monkeypatch.setattr(build_module, "LINK_FROM_BYTES", 3 * 100 * 150 - 1)
     assert plan.links
     assert make(tmp_path, [raster.path]).scenes["a"].linked
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from steps import folders, rsseg, score
+from steps import folders, learn_and_map, rsseg, score
 
 SCENES = (1, 2, 5, 6, 8)
 CLASSES = """
@@ -54,12 +54,7 @@ def main() -> None:
     )
     for number, truth in zip(SCENES, truths, strict=True):
         score(out / f"labels_scene{number}.tif", truth)
-    models = {"weak": [], "supervised": [w for truth in truths for w in ("--labels", truth)]}
-    for name, options in models.items():
-        model, drawn = out / f"{name}.pt", out / f"{name}_scene4.tif"
-        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
-        rsseg("predict", data / "scene4.tif", "--model", model, "--out", drawn, makes=drawn)
-        score(drawn, data / "scene4_classes.tif")
+    learn_and_map(site, truths, data / "scene4.tif", data / "scene4_classes.tif", out)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,26 @@ def score(drawn: Path, truth: Path) -> None:
     rsseg("evaluate", drawn, truth, "--json", drawn.with_suffix(".json"), "--overwrite")
 
 
+def learn_and_map(
+    site: Path, outlines: Sequence[Path], raster: Path, truth: Path, out: Path
+) -> None:
+    """Train on a site's pseudo-labels and, as the control, on outlines; map a raster with both.
+
+    Args:
+        site: the site, with pseudo-labels.
+        outlines: class rasters of its scenes, for the control alone.
+        raster: the raster to map, of which the site knows nothing.
+        truth: its class raster.
+        out: folder for models, maps and scores.
+    """
+    drawn = [word for path in outlines for word in ("--labels", path)]
+    for name, options in (("weak", []), ("supervised", drawn)):
+        model, found = out / f"{name}.pt", out / f"{name}_{raster.stem}.tif"
+        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
+        rsseg("predict", raster, "--model", model, "--out", found, makes=found)
+        score(found, truth)
+
+
 def folders(arguments: Sequence[str], usage: str) -> tuple[Path, Path]:
     """Return the data folder and the output folder (created) of an example's command line."""
     if len(arguments) != 2:

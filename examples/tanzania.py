@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from steps import folders, rsseg, score
+from steps import folders, learn_and_map, rsseg, score
 
 
 def main() -> None:
@@ -31,12 +31,10 @@ def main() -> None:
         makes=labels,
     )
     score(labels, data / "buildings_a.tif")
-    models = {"weak": [], "supervised": ["--labels", data / "buildings_a.tif"]}
-    for name, options in models.items():
-        model, map_b = out / f"{name}.pt", out / f"{name}_b.tif"
-        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
-        rsseg("predict", data / "ortho_b.tif", "--model", model, "--out", map_b, makes=map_b)
-        score(map_b, data / "buildings_b.tif")
+    learn_and_map(
+        *(site, [data / "buildings_a.tif"]),
+        *(data / "ortho_b.tif", data / "buildings_b.tif", out),
+    )
 
 
 if __name__ == "__main__":

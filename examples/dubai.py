@@ -54,7 +54,7 @@ def main() -> None:
     )
     for number, truth in zip(SCENES, truths, strict=True):
         score(out / f"labels_scene{number}.tif", truth)
-    learn_and_map(site, truths, data / "scene4.tif", data / "scene4_classes.tif", out)
+    learn_and_map(site, truths, data / "scene4.tif", data / "scene4_classes.tif", out, steps=250)
 
 
 if __name__ == "__main__":

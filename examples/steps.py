@@ -32,7 +32,7 @@ def score(drawn: Path, truth: Path) -> None:
 
 
 def learn_and_map(
-    site: Path, outlines: Sequence[Path], raster: Path, truth: Path, out: Path
+    site: Path, outlines: Sequence[Path], raster: Path, truth: Path, out: Path, steps: int
 ) -> None:
     """Train on a site's pseudo-labels and, as the control, on outlines; map a raster with both.
 
@@ -42,11 +42,12 @@ def learn_and_map(
         raster: the raster to map, of which the site knows nothing.
         truth: its class raster.
         out: folder for models, maps and scores.
+        steps: optimiser steps of each training; enough for a look, on two cores.
     """
     drawn = [word for path in outlines for word in ("--labels", path)]
     for name, options in (("weak", []), ("supervised", drawn)):
         model, found = out / f"{name}.pt", out / f"{name}_{raster.stem}.tif"
-        rsseg("train", site, "--out", model, "--steps", "400", *options, makes=model)
+        rsseg("train", site, "--out", model, "--steps", str(steps), *options, makes=model)
         rsseg("predict", raster, "--model", model, "--out", found, makes=found)
         score(found, truth)
 

@@ -34,6 +34,7 @@ def main() -> None:
     learn_and_map(
         *(site, [data / "buildings_a.tif"]),
         *(data / "ortho_b.tif", data / "buildings_b.tif", out),
+        steps=400,
     )
 
 

@@ -259,7 +259,8 @@ def checked(config: ConfigT) -> ConfigT:
         values = value if isinstance(value, tuple) else (value,)
         wrong = [v for v in values if isinstance(v, int | float) and not low <= v <= high]
         if wrong:
-            raise InputError(f"{kind} {name} = {wrong[0]}: must be from {low:g} to {high:g}")
+            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise InputError(f"{kind} {name} = {wrong[0]}: must be {bounds}")
         step = _MULTIPLES.get(name, 1)
         if name in _MULTIPLES and value % step:
             near = max(1, round(value / step)) * step

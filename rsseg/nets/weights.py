@@ -23,7 +23,7 @@ class Weights:
 
     Attributes:
         name: its name in the registry.
-        url: where it is downloaded from, or the page of the package that carries it.
+        url: where it is downloaded from; empty for weights that a package carries.
         file: file name in the cache folder, or the path inside the package.
         sha256: of the file, hexadecimal; None if not known for sure.
         size: of the file, bytes.

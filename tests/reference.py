@@ -25,7 +25,7 @@ BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 CLI_HEAD = """\
 # Command line
 
-<!-- Made by tests/reference.py; change the help texts in rsseg/cli.py instead of this page. -->
+<!-- Made by tests/reference.py; change the help texts in rsseg/cli/ and rsseg/options.py. -->
 
 `rsseg COMMAND --help` shows the same on the terminal.
 

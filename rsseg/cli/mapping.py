@@ -1,0 +1,117 @@
+"""The commands that write maps: predict, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from rsseg.cli.shell import open_console, print_paths
+from rsseg.options import (
+    Aoi,
+    BatchSize,
+    BlockRows,
+    Confidence,
+    Device,
+    DryRun,
+    Gsd,
+    LayerName,
+    LayerOut,
+    MapOut,
+    Model,
+    Overlap,
+    Overwrite,
+    Quiet,
+    Readers,
+    SceneName,
+    SitePath,
+    Sources,
+    Verbose,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from rsseg.api import Prediction
+
+
+def predict(
+    context: typer.Context,
+    rasters: Sources,
+    model: Model,
+    out: MapOut,
+    confidence: Confidence = None,
+    aoi: Aoi = None,
+    window: Window = None,
+    overlap: Overlap = None,
+    gsd: Gsd = None,
+    block_rows: BlockRows = None,
+    batch_size: BatchSize = None,
+    workers: Readers = 2,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Map rasters with a trained segmenter."""
+    from rsseg.api import predict
+
+    with open_console(context, quiet, verbose) as console:
+        made = predict(
+            rasters,
+            model,
+            out,
+            confidence=confidence,
+            aoi=aoi,
+            window=window,
+            overlap=overlap,
+            gsd=gsd,
+            block_rows=block_rows,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            dry_run=dry_run,
+            overwrite=overwrite,
+            progress=console,
+        )
+        if dry_run:
+            _print_plans(made)
+        else:
+            print_paths([path for m in made for path in (m.out, m.confidence) if path])
+
+
+def _print_plans(planned: Sequence[Prediction]) -> None:
+    from rsseg.console import duration, print_table
+
+    rows = [
+        [
+            str(one.source),
+            f"{one.plan.shape[1]} x {one.plan.shape[0]}",
+            f"{one.plan.windows[1]} x {one.plan.windows[0]} of {one.plan.window} px",
+            str(one.plan.blocks),
+            f"{(one.plan.scratch_bytes + one.plan.output_bytes) / 1e6:.1f} MB",
+            f"{one.plan.memory_bytes / 1e6:.0f} MB",
+            duration(one.seconds or 0),
+        ]
+        for one in planned
+    ]
+    columns = ["raster", "pixels", "windows", "blocks", "disk, at most", "arrays", "time, at most"]
+    print_table(columns, rows)
+
+
+def export(
+    context: typer.Context,
+    site: SitePath,
+    layer: LayerName,
+    out: LayerOut,
+    scene: SceneName = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a layer of a site as a GeoTIFF."""
+    from rsseg.api import export
+
+    with open_console(context, quiet, verbose) as console:
+        print_paths(export(site, layer, out, scene=scene, overwrite=overwrite, progress=console))

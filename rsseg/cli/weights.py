@@ -1,0 +1,76 @@
+"""The commands under rsseg weights, and SAM's weights for those who insist on SAM."""
+
+from __future__ import annotations
+
+import typer
+
+from rsseg.cli.shell import open_console, print_paths
+from rsseg.errors import InputError
+from rsseg.options import (
+    Quiet,
+    Verbose,
+    WeightName,
+    WeightNames,
+)
+
+weights_app = typer.Typer(help="List, download and find pretrained weights.")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """List the weights that rsseg knows, and where they lie."""
+    from rsseg.console import print_table
+    from rsseg.nets.weights import listing
+
+    rows = [
+        [one.name, one.use, one.licence, str(one.path or "not here"), f"{one.size / 1e6:.0f} MB"]
+        for one in listing()
+    ]
+    print_table(["name", "for", "licence", "file", "size"], rows, text_columns=4)
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    context: typer.Context,
+    names: WeightNames,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Download weights into the cache folder (RSSEG_WEIGHTS) and print their paths."""
+    from rsseg.console import Download
+    from rsseg.nets.weights import fetch
+
+    with open_console(context, quiet, verbose) as console:
+        for name in names:
+            with Download(console, name) as bar:
+                path = fetch(name, progress=bar)
+            print_paths([path])
+
+
+@weights_app.command("path")
+def weights_path(
+    name: WeightName,
+) -> None:
+    """Print where weights lie on this machine."""
+    from rsseg.nets.weights import find
+
+    print_paths([find(name)])
+
+
+def sam_at_hand(sam: str | None) -> str:
+    """Return SAM's weights for a user who insists on SAM.
+
+    Raises:
+        InputError: there are none.
+    """
+    from rsseg.nets.weights import find, listing
+
+    if sam is not None:
+        return str(find(sam))
+    there = [one.path for one in listing() if "sam" in one.name and one.path is not None]
+    if not there:
+        raise InputError(
+            "--proposals sam: no SAM weights at hand; run rsseg weights fetch mobile_sam, "
+            "or give --sam FILE"
+        )
+    return str(there[0])

@@ -123,7 +123,7 @@ def test_fresh_sheet(tmp_path):
     info = pyogrio.read_info(path, layer="tags")
     assert list(info["fields"]) == ["tile", "scene", "row", "col", *LAND.names, "reviewed"]
     assert list(info["ogr_subtypes"])[4:] == ["OFSTBoolean"] * 4
-    sheet = geopandas.read_file(path)
+    sheet = geopandas.read_file(path, layer="tags")
     assert sheet["tile"].tolist() == ["a/0/0", "a/0/2", "a/1/0", "a/1/1", "a/1/2"]
     assert not sheet[[*LAND.names, "reviewed"]].any(axis=None)
     assert sheet.area.sum() == pytest.approx((64 * 90 - 32 * 32) * 4)
@@ -134,7 +134,7 @@ def test_fresh_sheet(tmp_path):
 def test_chips_stand_in_a_row(tmp_path):
     path = tmp_path / "tags.gpkg"
     write_sheet(path, SITES["chips"], LAND)
-    assert geopandas.read_file(path).bounds.to_numpy().tolist() == [
+    assert geopandas.read_file(path, layer="tags").bounds.to_numpy().tolist() == [
         [0, -32, 32, 0],
         [32, -32, 64, 0],
         [64, -20, 94, 0],
@@ -157,7 +157,7 @@ def test_sheets_are_not_overwritten(tmp_path):
         write_sheet(path, [scene()], BUILDING)
     assert path.read_bytes() == before
     write_sheet(path, [scene()], BUILDING, overwrite=True)
-    assert "building" in pyogrio.read_info(path)["fields"]
+    assert "building" in pyogrio.read_info(path, layer="tags")["fields"]
     (tmp_path / "tags.gpkg-wal").touch()
     with pytest.raises(InputError, match="open in another program"):
         write_sheet(path, [scene()], BUILDING, overwrite=True)
@@ -166,7 +166,7 @@ def test_sheets_are_not_overwritten(tmp_path):
 
 def edit(path, change):
     """Change a sheet as an editor would."""
-    sheet = geopandas.read_file(path)
+    sheet = geopandas.read_file(path, layer="tags")
     change(sheet)
     sheet.to_file(path, layer="tags")
 
@@ -191,7 +191,7 @@ def test_reviewed_tiles_count_and_ticks_elsewhere_are_named(tmp_path):
 def test_a_sheet_saved_elsewhere_still_fits(tmp_path):
     tags = random_tags([scene()], LAND)
     write_sheet(tmp_path / "tags.gpkg", [scene()], LAND, tags)
-    sheet = geopandas.read_file(tmp_path / "tags.gpkg")
+    sheet = geopandas.read_file(tmp_path / "tags.gpkg", layer="tags")
     sheet.iloc[::-1].to_crs(4326).to_file(tmp_path / "mine.geojson")
     assert_tags_equal(read_tags([tmp_path / "mine.geojson"], [scene()], LAND), tags)
 
@@ -214,7 +214,7 @@ def test_sheets_of_other_sites(tmp_path, other, classes, message):
 def test_a_tile_may_be_gone_but_not_twice(tmp_path):
     path = tmp_path / "tags.gpkg"
     write_sheet(path, [scene()], BUILDING, {"a": np.ones((2, 3, 2), np.int8)})
-    sheet = geopandas.read_file(path)
+    sheet = geopandas.read_file(path, layer="tags")
     sheet.drop(index=0).to_file(path, layer="tags")
     assert (read_sheet(path, [scene()], BUILDING)["a"] == -1).all(-1).sum() == 1
     sheet.loc[0, "tile"] = "a/1/1"
@@ -236,6 +236,27 @@ def test_a_sheet_is_a_plain_geopackage(tmp_path):
     with sqlite3.connect(tmp_path / "tags.gpkg") as base:
         kinds = {row[1]: row[2] for row in base.execute("pragma table_info(tags)")}
     assert kinds["water"] == kinds["reviewed"] == "BOOLEAN"
+
+
+def test_a_sheet_carries_its_style(tmp_path):
+    classes = Classes.from_names(["bare soil", "other"])
+    write_sheet(tmp_path / "tags.gpkg", [scene()], classes)
+    assert pyogrio.list_layers(tmp_path / "tags.gpkg")[:, 0].tolist() == ["tags", "layer_styles"]
+    with sqlite3.connect(tmp_path / "tags.gpkg") as base:
+        query = "select f_table_name, useAsDefault, styleQML from layer_styles"
+        ((layer, default, style),) = base.execute(query)
+    assert (layer, default) == ("tags", 1)
+    assert 'field="bare_soil" name="bare soil"' in style
+    assert "other" not in style
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_equal_sheets_have_equal_bytes(tmp_path, site):
+    written = []
+    for _ in range(2):
+        write_sheet(tmp_path / "tags.gpkg", SITES[site], LAND, overwrite=True)
+        written.append((tmp_path / "tags.gpkg").read_bytes())
+    assert written[0] == written[1]
 
 
 # --- CSV -----------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ are put after it: the classes ``Row`` (id 3) and ``bare soil`` have the fields `
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import geopandas
 import numpy as np
 import pandas as pd
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -30,7 +28,9 @@ from numpy.typing import NDArray
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid
-from rsseg.io.files import check_output, replacing
+from rsseg.io.files import replacing
+from rsseg.io.geopackage import check_geopackage, write_layer
+from rsseg.io.style import sheet_qml
 from rsseg.io.tag_table import (
     ABSENT,
     PRESENT,
@@ -122,9 +122,7 @@ def write_sheet(
     Raises:
         InputError: the file cannot be written, exists, or is open in another program.
     """
-    check_output(path, overwrite)
-    if path.with_name(path.name + "-wal").exists():
-        raise InputError(f"{path}: is open in another program; close it there first")
+    check_geopackage(path, overwrite)
     sheet = _layout(scenes)
     table = unknown_tags(scenes, classes) if tags is None else tags
     values = np.concatenate([table[scene.name][scene.valid_tiles] for scene in scenes])
@@ -135,12 +133,9 @@ def write_sheet(
         ticked[reviewed & (values[:, index] == UNKNOWN)] = pd.NA
         sheet[fields[index]] = ticked
     sheet["reviewed"] = reviewed
-    with replacing(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
-        # Chips have no CRS, and no need for one.
-        warnings.filterwarnings("ignore", message="'crs' was not provided")
-        pyogrio.write_dataframe(
-            sheet, temporary, layer=LAYER, driver="GPKG", geometry_type="Polygon"
-        )
+    boxes = {fields[index]: classes.names[index] for index in classes.foreground}
+    with replacing(path, overwrite=overwrite) as temporary:
+        write_layer(temporary, LAYER, sheet, "Polygon", sheet_qml(boxes))
 
 
 def is_sheet(path: Path) -> bool:

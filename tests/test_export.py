@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from helpers import NORTH_UP, UTM, write_raster
 from numpy.testing import assert_array_equal
+from rio_cogeo.cogeo import cog_validate
 
 from rsseg.api import export, info, tile
 from rsseg.classes import Classes
@@ -19,6 +20,7 @@ from rsseg.errors import InputError
 from rsseg.io.layers import LABELS, LayerSpec
 from rsseg.io.mapfile import CLASSES_TAG
 from rsseg.io.site import Site
+from rsseg.io.style import category_names_xml, raster_qml
 from rsseg.stages.sam import PLANES
 
 CLASSES = Classes.from_dict(
@@ -132,6 +134,29 @@ def test_labels_are_class_ids_in_their_colours(tmp_path, site):
     assert dataset.nodata == 255
     assert json.loads(dataset.tags[CLASSES_TAG]) == CLASSES.to_dict()
     assert dataset.colours[3] == (255, 0, 0, 255)
+    assert (tmp_path / "out.qml").read_text(encoding="utf-8") == raster_qml(CLASSES)
+    names = (tmp_path / "out.tif.aux.xml").read_text(encoding="utf-8")
+    assert names == category_names_xml(CLASSES)
+
+
+def test_what_made_a_layer_is_in_its_tags(tmp_path, site):
+    tags = exported(site, "cam:road", tmp_path / "out.tif")[1].tags
+    assert tags["RSSEG_COMMAND"] == "rsseg export site.zarr cam:road --scene=a"
+    assert (tags["RSSEG_SOURCE"], tags["RSSEG_LAYER"]) == ("a.tif", FINGERPRINT)
+    assert str(tmp_path) not in str(tags)
+    image_tags = exported(site, "image", tmp_path / "image.tif")[1].tags
+    assert "RSSEG_LAYER" not in image_tags
+
+
+@pytest.mark.parametrize("layer", ["image", "valid", "tags", "cam", "crf", "masks", "labels"])
+def test_every_layer_is_a_cog(tmp_path, site, layer):
+    (path,) = export(tagged(site).path, layer, tmp_path / "out.tif")
+    assert cog_validate(path, strict=True) == (True, [], [])
+    before = path.read_bytes()
+    export(site.path, layer, path, overwrite=True)
+    assert path.read_bytes() == before
+    beside = {"out.qml", "out.tif.aux.xml"} if layer == "labels" else set()
+    assert {file.name for file in tmp_path.glob("*out*")} == {"out.tif", *beside}
 
 
 def test_cam_lies_on_the_networks_coarser_grid(tmp_path, site):
@@ -223,6 +248,13 @@ def test_outputs_are_not_lost(tmp_path, site):
         export(site.path, "image", tmp_path / "a.tif", overwrite=True)
     assert out.read_text() == "mine"
     export(site.path, "image", out, overwrite=True)
+    (tmp_path / "new.qml").write_text("mine")
+    with pytest.raises(InputError, match=r"new\.qml: exists already"):
+        export(site.path, "labels", tmp_path / "new.tif")
+    with pytest.raises(InputError, match="QGIS would draw"):
+        export(site.path, "labels", tmp_path / "a.tiff")
+    export(site.path, "image", tmp_path / "new.tif")
+    assert (tmp_path / "new.qml").read_text() == "mine"
 
 
 # --- What info says ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from affine import Affine
 from helpers import NORTH_UP, UTM, Listener, write_features, write_raster
 from numpy.testing import assert_array_equal
+from rio_cogeo.cogeo import cog_validate
 from shapely.geometry import box
 from torch import nn
 
@@ -22,6 +24,7 @@ from rsseg.classes import Classes
 from rsseg.config import TrainConfig
 from rsseg.errors import InputError
 from rsseg.io.mapfile import CLASSES_TAG
+from rsseg.io.style import category_names_xml, raster_qml
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.segmenter import CPU_PIXELS, Forward, Tiny
 from rsseg.progress import SILENT
@@ -98,7 +101,11 @@ def test_a_map_is_what_the_network_says_on_the_rasters_grid(tmp_path, model):
     assert json.loads(tags[CLASSES_TAG]) == CLASSES.to_dict()
     assert tags["RSSEG_SOURCE"] == "a.tif"
     assert len(tags["RSSEG_MODEL"]) == 16
+    assert tags["RSSEG_MODEL"] == hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+    command = "rsseg predict a.tif --model=model.pt --window=64 --overlap=0.25 --batch-size="
+    assert tags["RSSEG_COMMAND"].startswith(command)
     assert not any("TIME" in name for name in tags)
+    assert str(tmp_path) not in str(tags)
 
 
 def test_confidence(tmp_path, model):
@@ -109,6 +116,37 @@ def test_confidence(tmp_path, model):
         confidence = dataset.read(1)
     assert confidence.min() >= 127
     assert confidence.max() <= 254
+
+
+def test_probabilities(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    (made,) = predict(source, model, tmp_path / "map.tif", probabilities=tmp_path / "p.tif")
+    assert made.files == [tmp_path / "map.tif", tmp_path / "p.tif"]
+    with rasterio.open(tmp_path / "p.tif") as dataset:
+        shares, tags = dataset.read(), dataset.tags()
+        assert (dataset.descriptions, dataset.nodata) == (("dark", "bright"), 255)
+    assert_array_equal(np.where(shares[1] > shares[0], 9, 4), truth(image()))
+    assert tags == {key: value for key, value in opened(made.out)[2].items() if key != CLASSES_TAG}
+    assert cog_validate(tmp_path / "p.tif", strict=True)[0]
+    assert cog_validate(made.out, strict=True)[0]
+
+
+def test_the_command_names_files_but_no_folders(tmp_path, model):
+    source = write_raster(tmp_path / "a b.tif", image())
+    corners = NORTH_UP @ (0, 0), NORTH_UP @ (90, 70)
+    aoi = write_features(tmp_path / "aoi.gpkg", [box(*corners[0], *corners[1])])
+    predict(source, model, tmp_path / "map.tif", aoi=aoi, gsd=2.5, batch_size=3, overlap=0.5)
+    assert opened(tmp_path / "map.tif")[2]["RSSEG_COMMAND"] == (
+        "rsseg predict 'a b.tif' --model=model.pt --window=64 --overlap=0.5 --batch-size=3 "
+        "--gsd=2.5 --aoi=aoi.gpkg"
+    )
+
+
+def test_a_map_opens_finished_in_a_gis(tmp_path, model):
+    predict(write_raster(tmp_path / "a.tif", image()), model, tmp_path / "map.tif")
+    assert (tmp_path / "map.qml").read_text(encoding="utf-8") == raster_qml(CLASSES)
+    names = (tmp_path / "map.tif.aux.xml").read_text(encoding="utf-8")
+    assert names == category_names_xml(CLASSES)
 
 
 @pytest.mark.parametrize("settings", [{"block_rows": 7}, {"workers": 0}, {"block_rows": 500}])
@@ -166,8 +204,11 @@ def folder(tmp_path):
 
 def test_a_folder_gives_a_map_each(tmp_path, folder, model):
     out, sure = tmp_path / "maps", tmp_path / "sure"
-    made = predict(folder, model, out, confidence=sure)
+    shares = tmp_path / "shares"
+    made = predict(folder, model, out, confidence=sure, probabilities=shares)
     assert [one.out for one in made] == [out / "a.tif", out / "b.tif"]
+    assert [one.probabilities for one in made] == [shares / "a.tif", shares / "b.tif"]
+    assert sorted(path.name for path in shares.iterdir()) == ["a.tif", "b.tif"]
     assert_array_equal(opened(out / "b.tif")[0], truth(image(1)))
     assert sorted(path.name for path in sure.iterdir()) == ["a.tif", "b.tif"]
 
@@ -190,7 +231,38 @@ def test_maps_of_other_settings_are_not_taken_for_ours(tmp_path, folder, model):
     (out / "b.tif").unlink()
     with pytest.raises(InputError, match=r"a\.tif: exists already"):
         predict(folder, model, out, overlap=0.5)
-    assert sorted(files(out)) == ["a.tif"]
+    assert sorted(name for name in files(out) if name.endswith(".tif")) == ["a.tif"]
+
+
+def test_a_folder_interrupted_before_its_last_map_goes_on(tmp_path, folder, model, monkeypatch):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for place in (whole, again):
+        place.mkdir()
+    predict(folder, model, whole / "maps", probabilities=whole / "shares")
+    plain, calls = Classes.to_ids, []
+
+    def stops(self, indices):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, indices)
+
+    monkeypatch.setattr(Classes, "to_ids", stops)
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder, model, again / "maps", probabilities=again / "shares")
+    assert (again / "shares" / "b.tif").exists()
+    assert not (again / "maps" / "b.tif").exists()
+    made = predict(folder, model, again / "maps", probabilities=again / "shares")
+    assert [one.source.name for one in made] == ["b.tif"]
+    assert files(again) == files(whole)
+
+
+def test_a_style_of_the_users_in_a_folder_of_maps(tmp_path, folder, model):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "b.qml").write_text("mine")
+    with pytest.raises(InputError, match=r"b\.qml: exists already"):
+        predict(folder, model, tmp_path / "maps")
+    assert sorted(files(tmp_path / "maps")) == ["b.qml"]
 
 
 def test_a_finished_folder_is_not_made_again(tmp_path, folder, model):
@@ -275,6 +347,15 @@ def test_options(tmp_path, model, options, message):
         ("a.tif", {"overwrite": True}, "is an input of this run"),
         ("map.png", {}, "name that ends in .tif"),
         ("map.tif", {"confidence": "map.tif"}, "different places"),
+        ("map.tif", {"probabilities": "map.tif"}, "different places"),
+        ("map.tif", {"confidence": "x.tif", "probabilities": "./x.tif"}, "different places"),
+        ("map.tif", {"probabilities": "map.png"}, "name that ends in .tif"),
+        ("map.tif", {"probabilities": "nowhere/p.tif"}, "does not exist"),
+        ("map.tif", {"probabilities": "map.tiff"}, "QGIS would draw map.tiff"),
+        ("styled.tif", {}, r"styled\.qml: exists already"),
+        ("named.tif", {}, r"named\.tif\.aux\.xml: exists already"),
+        ("map.tif", {"confidence": "named.tif"}, r"named\.tif\.aux\.xml: exists already"),
+        ("a.tiff", {}, "QGIS would draw a.tif"),
         ("nowhere/map.tif", {}, "does not exist"),
         ("map.tif", {"confidence": "a.tif", "overwrite": True}, "is an input of this run"),
     ],
@@ -282,6 +363,8 @@ def test_options(tmp_path, model, options, message):
 def test_outputs(tmp_path, model, monkeypatch, out, options, message):
     monkeypatch.chdir(tmp_path)
     write_raster(tmp_path / "a.tif", image())
+    for mine in ("styled.qml", "named.tif.aux.xml"):
+        (tmp_path / mine).write_text("mine")
     before = files(tmp_path)
     with pytest.raises(InputError, match=message):
         predict("a.tif", model, out, **options)

@@ -17,6 +17,7 @@ import rasterio
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 from scipy.ndimage import uniform_filter
 from shapely.geometry import box
 
@@ -29,16 +30,11 @@ from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
 from rsseg.ops.blend import axis_weights, fade_in
 from rsseg.progress import Silent
-from rsseg.stages.predict import (
-    Job,
-    decide,
-    default_block_rows,
-    nearest,
-    plan,
-    predict_blocks,
-    predict_map,
-    regrouped,
-)
+from rsseg.stages.blending import decide, decide_all, predict_blocks, regrouped
+from rsseg.stages.job import Job, default_block_rows
+from rsseg.stages.outputs import Outputs
+from rsseg.stages.planning import plan
+from rsseg.stages.predict import nearest, predict_map
 
 CLASSES = Classes(("roof", "tree", "other"), (7, 20, 3), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 BANDS = Bands((1, 2, 3), "uint8", (120.0,) * 3, (50.0,) * 3, (0, 1, 2), (0.0,) * 3, (255.0,) * 3)
@@ -98,14 +94,24 @@ def blocks_of(job, forward, block_rows=64, **options):
     return np.concatenate([blocks[i] for i in sorted(blocks)], axis=1)
 
 
-def run(folder, job, forward=unsteady, **options):
-    """Predict into ``folder``; return the bytes of map and confidence."""
+MAP_FILES = {"map.tif", "map.tif.aux.xml", "map.qml"}
+
+
+def outputs_in(folder, **options):
+    return Outputs(folder / "map.tif", folder / "conf.tif", **options)
+
+
+def run(folder, job, forward=unsteady, tags=None, overwrite=False, probabilities=False, **options):
+    """Predict into ``folder``; return the bytes of the map and of the other rasters."""
     folder.mkdir(exist_ok=True)
-    out, confidence = folder / "map.tif", folder / "conf.tif"
+    shares = folder / "shares.tif" if probabilities else None
+    to = outputs_in(folder, probabilities=shares, tags=tags or {}, overwrite=overwrite)
     options = {"classes": CLASSES, "fingerprint": "f", "block_rows": 64, "workers": 1} | options
-    predict_map(job, forward, out, confidence_out=confidence, **options)
-    assert {file.name for file in folder.iterdir()} == {"map.tif", "conf.tif"}
-    return out.read_bytes(), confidence.read_bytes()
+    predict_map(job, forward, to, **options)
+    assert {file.name for file in folder.iterdir()} == MAP_FILES | {p.name for p in to.paths}
+    return tuple(path.read_bytes() for path in to.paths if path != shares) + (
+        (shares.read_bytes(),) if shares else ()
+    )
 
 
 @pytest.fixture
@@ -161,6 +167,15 @@ def test_decide():
     labels, confidence = decide(scores, np.array([[True, True, False]]))
     assert labels.tolist() == [[1, 0, 255]]
     assert confidence.tolist() == [[round(0.8 * 254), 127, 255]]
+
+
+def test_decide_all():
+    scores = np.array([[[0.2, 0.5, 0.4]], [[0.8, 0.5, 0.6]]], np.float32)
+    valid = np.array([[True, True, False]])
+    layers = decide_all(scores, valid)
+    assert layers.dtype == np.uint8
+    assert layers[:, 0].tolist() == [[1, 0, 255], [51, 127, 255], [203, 127, 255]]
+    assert (layers[1:].max(axis=0) == decide(scores, valid)[1]).all()
 
 
 def whole(raster, forward):
@@ -319,6 +334,68 @@ def test_killed_between_confidence_and_map(tmp_path, raster, reference, monkeypa
     assert run(folder, job, Stopping(0)) == reference
 
 
+# --- probabilities ---------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_network(tmp_path, raster, reference):
+    job, folder = a_job(raster), tmp_path / "out"
+    *others, _ = run(folder, job, probabilities=True)
+    assert tuple(others) == reference, "the map and the confidence are the same without them"
+    with rasterio.open(folder / "shares.tif") as dataset:
+        assert (dataset.descriptions, dataset.nodata) == (CLASSES.names, 255)
+        shares = dataset.read()
+    labels, confidence = blocks_of(job, unsteady)
+    valid = raster.valid(raster.grid.window)
+    assert (shares[:, ~valid] == 255).all()
+    assert_array_equal(shares.max(axis=0), confidence)
+    winner = np.take_along_axis(shares, np.where(valid, labels, 0)[None], axis=0)[0]
+    assert_array_equal(winner[valid], confidence[valid])
+    assert np.abs(shares[:, valid].astype(int).sum(axis=0) - 254).max() <= K
+
+
+@pytest.mark.parametrize("block_rows", [64, 37, 1000])
+@pytest.mark.parametrize("calls", [1, 6, 10])
+def test_interrupted_probabilities_give_the_same_bytes(tmp_path, raster, block_rows, calls):
+    job = a_job(raster)
+    whole_run = run(tmp_path / "whole", job, probabilities=True, workers=0)
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, job, Stopping(calls), probabilities=True, block_rows=block_rows)
+    assert not list(folder.glob("*.tif"))
+    assert run(folder, job, probabilities=True, block_rows=block_rows) == whole_run
+
+
+def test_blocks_without_probabilities_are_not_taken_for_such_with(tmp_path, raster):
+    job, folder = a_job(raster), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, job, Stopping(8))
+    whole_run = run(tmp_path / "whole", job, probabilities=True)
+    assert run(folder, job, probabilities=True) == whole_run
+
+
+@pytest.mark.parametrize(
+    ("others", "count"),
+    [({}, 1), ({"confidence": Path("c.tif")}, 2), ({"probabilities": Path("p.tif")}, 1 + K)],
+)
+def test_the_scratch_holds_no_more_than_what_is_asked_for(others, count):
+    assert Outputs(Path("map.tif"), **others).layers(K) == count
+
+
+def test_resampled_probabilities_agree_with_the_map(tmp_path, raster):
+    coarse = Raster(raster.path, ground_sample_distance=1.3)
+    run(tmp_path / "out", a_job(coarse), source=raster, probabilities=True)
+    with rasterio.open(tmp_path / "out" / "shares.tif") as dataset:
+        shares, transform = dataset.read(), dataset.transform
+    with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
+        labels = CLASSES.from_ids(dataset.read(1))
+    with rasterio.open(tmp_path / "out" / "conf.tif") as dataset:
+        assert_array_equal(shares.max(axis=0), dataset.read(1))
+    assert transform == TRANSFORM
+    assert_array_equal((shares == 255).all(axis=0), labels == 255)
+    clear = np.sort(shares, axis=0)[-1] > np.sort(shares, axis=0)[-2]
+    assert_array_equal(shares.argmax(axis=0)[clear], labels[clear])
+
+
 def run_slowly(source: str, folder: str) -> None:
     """Predict with pauses; a subprocess runs this to be killed."""
 
@@ -435,7 +512,9 @@ def test_existing_files_are_refused_before_anything_is_predicted(tmp_path, raste
     (folder / "map.tif").rename(folder / "other.tif")
     with pytest.raises(InputError, match=r"conf\.tif: exists already"):
         run(folder, job, Stopping(0))
-    assert {file.name for file in folder.iterdir()} == {"other.tif", "conf.tif"}
+    assert {file.name for file in folder.iterdir()} == {"other.tif", "conf.tif", *MAP_FILES} - {
+        "map.tif"
+    }
     assert (folder / "other.tif").stat().st_mtime_ns == before
     (folder / "other.tif").rename(folder / "map.tif")
     run(folder, job, overwrite=True)
@@ -443,15 +522,13 @@ def test_existing_files_are_refused_before_anything_is_predicted(tmp_path, raste
 
 def test_map_and_confidence_must_differ(tmp_path, raster):
     out = tmp_path / "a.tif"
-    with pytest.raises(InputError, match="two files"):
-        predict_map(
-            a_job(raster), unsteady, out, classes=CLASSES, fingerprint="f", confidence_out=out
-        )
+    with pytest.raises(InputError, match="different places"):
+        predict_map(a_job(raster), unsteady, Outputs(out, out), classes=CLASSES, fingerprint="f")
 
 
 def test_a_map_alone(tmp_path, raster, reference):
     out = tmp_path / "alone.tif"
-    predict_map(a_job(raster), unsteady, out, classes=CLASSES, fingerprint="f")
+    predict_map(a_job(raster), unsteady, Outputs(out), classes=CLASSES, fingerprint="f")
     assert out.read_bytes() == reference[0]
 
 
@@ -480,7 +557,7 @@ def test_progress_knows_what_an_earlier_run_did(tmp_path, raster):
 
 def test_plan(tmp_path, raster):
     job = a_job(raster)
-    planned = plan(job, confidence=True, block_rows=64)
+    planned = plan(job, outputs_in(tmp_path), block_rows=64)
     assert (planned.shape, planned.windows, planned.blocks) == ((230, 310), (5, 7), 4)
     written = sum(map(len, run(tmp_path / "out", job)))
     assert written <= planned.output_bytes
@@ -490,13 +567,17 @@ def test_plan(tmp_path, raster):
 
 def test_plan_on_the_source_grid(raster):
     coarse = Raster(raster.path, ground_sample_distance=1.3)
-    planned = plan(a_job(coarse), source=raster)
+    planned = plan(a_job(coarse), Outputs(Path("map.tif")), source=raster)
     assert (planned.shape, planned.predicted_shape) == ((230, 310), coarse.grid.shape)
 
 
 def test_memory_does_not_grow_with_the_height(tmp_path):
     low, high = (
-        plan(a_job(Raster(make_raster(tmp_path / f"{h}.tif", h, 50))), block_rows=64)
+        plan(
+            a_job(Raster(make_raster(tmp_path / f"{h}.tif", h, 50))),
+            Outputs(tmp_path / "map.tif"),
+            block_rows=64,
+        )
         for h in (300, 3000)
     )
     assert low.memory_bytes == high.memory_bytes
@@ -631,7 +712,7 @@ def peak_bytes() -> int:
 def predict_large(source: str, out: str) -> None:
     """Predict and print the peak; a subprocess of its own runs this."""
     job = a_job(Raster(source), window=512, overlap=0.125, batch_size=4)
-    predict_map(job, tiny_network(), Path(out), classes=CLASSES, fingerprint="f")
+    predict_map(job, tiny_network(), Outputs(Path(out)), classes=CLASSES, fingerprint="f")
     print(peak_bytes())
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from helpers import NORTH_UP, noise, write_raster
 
-from rsseg.api import pseudo_label, tag, tile, train
+from rsseg.api import predict, pseudo_label, tag, tile, train
 from rsseg.classes import Classes
 from rsseg.config import (
     CamConfig,
@@ -180,6 +180,30 @@ def die_overwriting(folder: Path) -> None:
     print(lives)
 
 
+def die_mapping(folder: Path, model: Path) -> None:
+    """Map a raster with all that goes with it, killed at the n-th event and run again."""
+    raster = folder.parent / "a.tif"
+
+    def make(here: Path) -> None:
+        others = {"confidence": here / "sure.tif", "probabilities": here / "shares.tif"}
+        predict(raster, model, here / "map.tif", block_rows=64, device="cpu", **others)
+
+    folder.mkdir()
+    assert survives(lambda: make(folder))
+    whole = tree(folder)
+    for lives in count():
+        here = folder.with_name(f"{folder.name}{lives}")
+        here.mkdir()
+        if survives(lambda here=here: make(here), lives):
+            break
+        if (here / "map.tif").exists():
+            assert (here / "map.qml").exists()
+            assert (here / "map.tif.aux.xml").exists()
+        assert survives(lambda here=here: make(here)), lives
+        assert tree(here) == whole, lives
+    print(lives)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """All files of a site that mean something, without what was never finished."""
     return {
@@ -251,6 +275,15 @@ def test_overwriting_killed_everywhere(undisturbed):
     assert int(run_here("overwriting", folder)[0]) > 15
 
 
+def test_predict_killed_everywhere(undisturbed):
+    folder = undisturbed.parent / "maps"
+    # A header and blocks of the scratch, two rasters, two side files and the map.
+    assert int(run_here("mapping", folder, undisturbed / "model.pt")[0]) > 6
+    assert sorted(tree(folder)) == [
+        *("map.qml", "map.tif", "map.tif.aux.xml", "shares.tif", "sure.tif")
+    ]
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     if what == "whole":
@@ -259,5 +292,7 @@ if __name__ == "__main__":
         die_often(where, int(sys.argv[3]))
     elif what == "everywhere":
         die_everywhere(where)
+    elif what == "mapping":
+        die_mapping(where, Path(sys.argv[3]))
     else:
         die_overwriting(where)

@@ -1,7 +1,8 @@
-"""export: a layer of a site as GeoTIFFs, for every GIS that does not read zarr."""
+"""export: a layer of a site as Cloud-Optimized GeoTIFFs, for every GIS that reads no zarr."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,8 @@ from rsseg import __version__
 from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
-from rsseg.io.files import check_output
-from rsseg.io.layers import Layer
-from rsseg.io.mapfile import strips, write_map
+from rsseg.io.layers import LABELS, Layer
+from rsseg.io.mapfile import Kind, check_map, strips, write_map
 from rsseg.io.site import Scene, Site
 from rsseg.progress import SILENT, Progress
 
@@ -33,7 +33,9 @@ def export(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> list[Path]:
-    """Write a layer of a site as GeoTIFFs on the layer's own grid, strip by strip.
+    """Write a layer of a site as Cloud-Optimized GeoTIFFs on the layer's own grid.
+
+    Labels have side files with the style and the names of the classes, as maps have.
 
     Args:
         site: the site.
@@ -42,7 +44,7 @@ def export(
         out: the file to write; of several scenes, ``out_SCENE.tif`` for each.
         scene: the one scene to write.
         overwrite: replace existing files.
-        progress: is shown the pixels written.
+        progress: is shown the pixels of large rasters being written.
 
     Returns:
         The files written.
@@ -51,27 +53,33 @@ def export(
         InputError: there is no such layer, class or scene, or a file cannot be written.
     """
     opened = Site(site)
-    targets = export_paths(opened, out, scene=scene, overwrite=overwrite)
     name, _, class_name = layer.partition(":")
+    targets = export_paths(opened, name, out, scene=scene, overwrite=overwrite)
     pictures = {
         target: _picture(opened, opened.scenes[scene_name], name, class_name or None)
         for scene_name, target in targets.items()
     }
-    total = sum(picture.grid.window.area for picture in pictures.values())
-    with progress.step(f"export {layer}", total, "px") as step:
-        for path, picture in pictures.items():
-            blocks = _ticking(picture, step.advance)
-            write_map(path, picture.grid, blocks, overwrite=overwrite, **picture.profile)
+    for (scene_name, path), picture in zip(targets.items(), pictures.values(), strict=True):
+        write_map(
+            path,
+            picture.grid,
+            picture.blocks(),
+            tags=_provenance(opened, opened.scenes[scene_name], layer),
+            overwrite=overwrite,
+            progress=progress,
+            **picture.profile,
+        )
     return list(pictures)
 
 
 def export_paths(
-    site: Site, out: str | Path, *, scene: str | None = None, overwrite: bool = False
+    site: Site, layer: str, out: str | Path, *, scene: str | None = None, overwrite: bool = False
 ) -> dict[str, Path]:
     """Return which file each scene is exported to, after checking that it can be written.
 
     Args:
         site: the site.
+        layer: name of the layer.
         out: see ``export``.
         scene: the one scene to write; None for all.
         overwrite: whether existing files may be replaced.
@@ -89,9 +97,23 @@ def export_paths(
     paths = {
         name: out if single else out.with_name(f"{out.stem}_{name}{out.suffix}") for name in chosen
     }
+    classes = site.classes if layer == LABELS.name else None
     for name, path in paths.items():
-        check_output(path, overwrite, [site.scenes[name].source])
+        sources = [site.scenes[name].source]
+        check_map(path, classes, overwrite, inputs=sources, sources=sources)
     return paths
+
+
+def _provenance(site: Site, scene: Scene, layer: str) -> dict[str, str]:
+    """Return the metadata of a file; no time and no folder, so that equal runs give equal bytes."""
+    command = ["rsseg", "export", site.path.name, layer, f"--scene={scene.name}"]
+    tags = {
+        "RSSEG_VERSION": __version__,
+        "RSSEG_SOURCE": scene.source.name,
+        "RSSEG_COMMAND": shlex.join(command),
+    }
+    made_by = site.layers.get(layer.partition(":")[0])
+    return tags if made_by is None else {**tags, "RSSEG_LAYER": made_by}
 
 
 @dataclass(frozen=True)
@@ -116,27 +138,25 @@ class _Picture:
         names: Sequence[str],
         dtype: str,
         *,
+        kind: Kind = "number",
         nodata: float | None = None,
         classes: Classes | None = None,
     ) -> _Picture:
         """Complete the profile; ``names`` describe the bands."""
         profile = {
+            "kind": kind,
             "count": len(names),
             "dtype": dtype,
             "nodata": nodata,
             "classes": classes,
             "descriptions": names,
-            "tags": {"RSSEG_VERSION": __version__},
         }
         return cls(grid, read, profile)
 
-
-def _ticking(
-    picture: _Picture, advance: Callable[[float], None]
-) -> Iterator[tuple[Window, NDArray[Any]]]:
-    for window in strips(picture.grid.shape):
-        yield window, picture.read(window)
-        advance(window.area)
+    def blocks(self) -> Iterator[tuple[Window, NDArray[Any]]]:
+        """Yield the cells strip by strip."""
+        for window in strips(self.grid.shape):
+            yield window, self.read(window)
 
 
 def _picture(site: Site, scene: Scene, layer: str, class_name: str | None) -> _Picture:
@@ -158,9 +178,9 @@ def _picture(site: Site, scene: Scene, layer: str, class_name: str | None) -> _P
         return _labels(scene, found, site.classes)
     if layer in of_classes:
         planes = _chosen(site.classes, of_classes[layer], layer, class_name)
-        return _planes(scene, found, planes, None)
+        return _planes(scene, found, planes, "share", None)
     numbers = {f"{layer} {plane}": plane for plane in range(found.array.shape[0])}
-    return _planes(scene, found, numbers, 0)
+    return _planes(scene, found, numbers, "number", 0)
 
 
 def _there(site: Site) -> list[str]:
@@ -196,7 +216,7 @@ def _image(scene: Scene, bands: Sequence[int]) -> _Picture:
         return image if nodata is None else np.where(valid, image, dtype.type(nodata))
 
     names = [f"band {band}" for band in bands]
-    return _Picture.of(scene.grid, read, names, dtype.name, nodata=nodata)
+    return _Picture.of(scene.grid, read, names, dtype.name, kind="image", nodata=nodata)
 
 
 def _valid(scene: Scene) -> _Picture:
@@ -214,7 +234,7 @@ def _labels(scene: Scene, layer: Layer, classes: Classes) -> _Picture:
 
 
 def _planes(
-    scene: Scene, layer: Layer, planes: Mapping[str, int], nodata: float | None
+    scene: Scene, layer: Layer, planes: Mapping[str, int], kind: Kind, nodata: float | None
 ) -> _Picture:
     chosen = list(planes.values())
 
@@ -223,7 +243,8 @@ def _planes(
         return values
 
     grid = scene.grid.coarsened(layer.cell)
-    return _Picture.of(grid, read, list(planes), layer.array.dtype.name, nodata=nodata)
+    dtype = layer.array.dtype.name
+    return _Picture.of(grid, read, list(planes), dtype, kind=kind, nodata=nodata)
 
 
 def _tags(site: Site, scene: Scene, planes: Mapping[str, int]) -> _Picture:

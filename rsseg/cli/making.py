@@ -203,7 +203,7 @@ def _exporter(
     from rsseg.io.site import Site
 
     layer = "labels" if until == Until.SAM else until.value
-    export_paths(Site(site), out, overwrite=overwrite)
+    export_paths(Site(site), layer, out, overwrite=overwrite)
 
     def write() -> None:
         print_paths(export(site, layer, out, overwrite=overwrite, progress=console))

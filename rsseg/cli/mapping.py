@@ -22,6 +22,7 @@ from rsseg.options import (
     Model,
     Overlap,
     Overwrite,
+    Probabilities,
     Quiet,
     Readers,
     SceneName,
@@ -41,6 +42,7 @@ def predict(
     model: Model,
     out: MapOut,
     confidence: Confidence = None,
+    probabilities: Probabilities = None,
     aoi: Aoi = None,
     window: Window = None,
     overlap: Overlap = None,
@@ -63,6 +65,7 @@ def predict(
             model,
             out,
             confidence=confidence,
+            probabilities=probabilities,
             aoi=aoi,
             window=window,
             overlap=overlap,
@@ -78,7 +81,7 @@ def predict(
         if dry_run:
             _print_plans(made)
         else:
-            print_paths([path for m in made for path in (m.out, m.confidence) if path])
+            print_paths([path for one in made for path in one.files])
 
 
 def _print_plans(planned: Sequence[Prediction]) -> None:

@@ -1,0 +1,100 @@
+"""What a prediction will take: windows, blocks, disk and memory, known without the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rsseg.io.mapfile import TILE_SIDE
+from rsseg.io.raster import Raster
+from rsseg.stages.job import Job, default_block_rows
+from rsseg.stages.outputs import Outputs
+
+OVERVIEWS = 4 / 3
+"""A raster with its overviews, as a multiple of the raster."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a prediction will take, known without running the network.
+
+    Args:
+        shape: (height, width) of the map in pixels.
+        predicted_shape: (height, width) of the raster as the network sees it; differs from
+            ``shape`` where the raster is resampled.
+        windows: (rows, columns) of windows; those without a valid pixel are skipped in the run.
+        window: side of a window in pixels.
+        block_rows: height of a block in pixels.
+        blocks: number of blocks.
+        scratch_bytes: disk for finished blocks and for files that are being put in order, until
+            the map is written, at the most.
+        output_bytes: disk for the map and, if wanted, confidence and probabilities, with their
+            overviews, at the most.
+        memory_bytes: memory of the arrays, about; Python's libraries, GDAL's block cache, and the
+            network with its activations come on top.
+    """
+
+    shape: tuple[int, int]
+    predicted_shape: tuple[int, int]
+    windows: tuple[int, int]
+    window: int
+    block_rows: int
+    blocks: int
+    scratch_bytes: int
+    output_bytes: int
+    memory_bytes: int
+
+
+def plan(
+    job: Job,
+    outputs: Outputs,
+    *,
+    block_rows: int | None = None,
+    workers: int = 2,
+    source: Raster | None = None,
+) -> Plan:
+    """Say what ``predict_map`` with the same arguments will take; nothing is read or written."""
+    layers = outputs.layers(job.class_count)
+    height, width = job.shape
+    rows = block_rows or default_block_rows(width)
+    shape = (source or job.raster).grid.shape
+    band = _incompressible(math.prod(_whole_tiles(shape)) * OVERVIEWS)
+    bands = _bands(outputs, job.class_count)
+    return Plan(
+        shape=shape,
+        predicted_shape=job.shape,
+        windows=(len(job.rows), len(job.cols)),
+        window=job.window,
+        block_rows=rows,
+        blocks=math.ceil(height / rows),
+        # A file in the making lies there unordered, too, and its overviews by themselves.
+        scratch_bytes=_incompressible(layers * height * width) + max(bands) * band,
+        output_bytes=sum(bands) * band,
+        memory_bytes=_memory(job, layers, rows, workers),
+    )
+
+
+def _bands(outputs: Outputs, class_count: int) -> list[int]:
+    """Return the number of bands of each file."""
+    probabilities = [] if outputs.probabilities is None else [class_count]
+    return [*probabilities, *([] if outputs.confidence is None else [1]), 1]
+
+
+def _whole_tiles(shape: tuple[int, int]) -> tuple[int, int]:
+    height, width = (TILE_SIDE * math.ceil(side / TILE_SIDE) for side in shape)
+    return height, width
+
+
+def _incompressible(size: float) -> int:
+    """Return what deflate makes of ``size`` bytes at the worst, with headers."""
+    return math.ceil(size * 1.001) + 100_000
+
+
+def _memory(job: Job, layers: int, block_rows: int, workers: int) -> int:
+    width, pixels = job.shape[1], job.window**2
+    waiting = job.class_count * job.shared * width * 4
+    # Two batches of images (one read ahead), one stacked; scores, and one weighted window.
+    images = (2 * job.batch_size + max(job.batch_size, workers)) * len(job.bands) * pixels * 4
+    scores = (job.batch_size + 2) * job.class_count * pixels * 4
+    decided = max(layers, 2) * width * (2 * block_rows + job.window + TILE_SIDE)
+    return waiting + images + scores + decided

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rsseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,17 @@ class Bands:
             value = description[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+def three_bands(rgb: Sequence[int] | None) -> tuple[int, int, int] | None:
+    """Return what a user gave for red, green and blue as three; one number stands for all.
+
+    Raises:
+        InputError: there are neither three nor one.
+    """
+    if rgb is None:
+        return None
+    if len(rgb) not in (1, 3):
+        raise InputError(f"--rgb {','.join(map(str, rgb))}: give three band numbers, or one")
+    red, green, blue = rgb if len(rgb) == 3 else [*rgb] * 3
+    return red, green, blue

@@ -18,12 +18,14 @@ from rsseg.classes import Classes
 from rsseg.config import Settings, TileConfig, TrainConfig, with_options
 from rsseg.errors import InputError
 from rsseg.grid import Grid
-from rsseg.io.classmap import ClassMap, ClassRaster
+from rsseg.io.classmap import ClassRaster
 from rsseg.io.files import replacing
 from rsseg.io.mapfile import strips, write_map
-from rsseg.io.site import Site
+from rsseg.io.preview import class_picture, picture, preview_grid
 from rsseg.nets.device import pick_device
 from rsseg.ops.confusion import Scores
+from rsseg.ops.figure import Entry, draw_figure
+from rsseg.ops.picture import paint
 from rsseg.ops.synthetic import CLASS_NAMES, draw_orthophoto, gaussian_classifier
 from rsseg.progress import SILENT, Progress
 
@@ -33,6 +35,8 @@ TILE = TileConfig(size=96, overlap=1 / 3)
 TRAIN = TrainConfig(window=192, min_steps=250, batch_size=8)
 CLASSIFIER_STEPS = 200
 """Both shorter than the defaults, for a first look within minutes."""
+PICTURE_SIDE = 560
+"""Longest side of each picture of the quicklook, pixels."""
 NOTE = ".rsseg-demo"
 """Marks a folder that a demo made, so that ``overwrite`` never clears another."""
 
@@ -99,7 +103,7 @@ def run_demo(
     if not files.site.exists():
         tile([files.orthophoto], files.site, classes, config=TILE, progress=progress)
     tag(files.site, [files.truth], progress=progress)
-    site = pseudo_label(files.site, settings=settings, sam=sam, device=device, progress=progress)
+    pseudo_label(files.site, settings=settings, sam=sam, device=device, progress=progress)
     export(files.site, "labels", files.labels, overwrite=True, progress=progress)
     if not files.model.exists():
         train(
@@ -113,7 +117,7 @@ def run_demo(
     predict([files.orthophoto], files.model, files.map, device=device, progress=progress)
     compared = {"pseudo-labels": files.labels, "map": files.map, "colour alone": files.control}
     scores = {name: evaluate(path, files.truth).scores for name, path in compared.items()}
-    draw_quicklook(files.quicklook, site, files.truth, files.map)
+    _draw_quicklook(files.quicklook, files, classes)
     return DemoReport(files.orthophoto, files.map, files.quicklook, files.site, scores, classes)
 
 
@@ -189,26 +193,13 @@ def _write_inputs(
         write_map(path, grid, strip_ids, classes=classes, overwrite=True)
 
 
-def draw_quicklook(out: Path, site: Site, truth: Path, drawn: Path) -> None:
-    """Draw the orthophoto (8-bit view), the truth and the map side by side, as a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    [scene] = site.scenes.values()
-    palette = np.full((256, 3), 255, np.uint8)
-    palette[: len(site.classes)] = site.classes.colours
-    panels = {"orthophoto": site.bands.to_rgb(*scene.read(scene.grid.window))}
-    for title, path in (("exact truth", truth), ("map from tile tags", drawn)):
-        with ClassRaster(path) as raster:
-            indices = ClassMap(raster, site.classes).read(scene.grid.window)
-        panels[title] = palette[indices]
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    for axes, (title, picture) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        axes.imshow(picture, interpolation="antialiased")
-        axes.set_title(title)
-        axes.set_axis_off()
-    colours = zip(site.classes.names, palette / 255, strict=False)
-    handles = [Patch(facecolor=colour, label=name) for name, colour in colours]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+def _draw_quicklook(out: Path, files: _Files, classes: Classes) -> None:
+    """Draw the orthophoto, the truth and the map side by side, as a PNG."""
+    with ClassRaster(files.truth) as truth:
+        grid = preview_grid(truth.grid, PICTURE_SIDE)
+    panels = [("orthophoto", picture(files.orthophoto, grid).rgb)]
+    for title, path in (("exact truth", files.truth), ("map from tile tags", files.map)):
+        panels.append((title, paint(class_picture(path, grid, classes), classes.colours)))
+    legend = [Entry(name, c) for name, c in zip(classes.names, classes.colours, strict=True)]
     with replacing(out, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+        draw_figure(temporary, "", panels, legend, grid.ground_sample_distance)

@@ -131,11 +131,20 @@ class Grid:
         height, width = (math.ceil(side / factor) for side in self.shape)
         return Grid((height, width), self.transform @ Affine.scale(factor), self.crs)
 
-    @cached_property
+    @property
     def ground_sample_distance(self) -> float | None:
         """Metres on the ground per pixel at the centre (geodesic, so Web Mercator is corrected).
 
         None where there is no CRS. The geometric mean of both pixel directions.
+        """
+        steps = self.ground_steps
+        return None if steps is None else math.sqrt(steps[0] * steps[1])
+
+    @cached_property
+    def ground_steps(self) -> tuple[float, float] | None:
+        """Metres on the ground per pixel at the centre: along a row, and along a column.
+
+        None where there is no CRS.
         """
         if self.crs is None:
             return None
@@ -146,7 +155,8 @@ class Grid:
         points = [self.transform @ p for p in ((col, row), (col + 1, row), (col, row + 1))]
         crs = CRS.from_wkt(self.crs)
         if not (crs.is_geographic or crs.is_projected):
-            return math.sqrt(abs(self.transform.determinant))
+            scale = self.transform
+            return math.hypot(scale.a, scale.d), math.hypot(scale.b, scale.e)
         to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
         (lon, lat), right, below = (to_degrees.transform(*point) for point in points)
         ellipsoid = crs.ellipsoid
@@ -155,8 +165,8 @@ class Grid:
             if ellipsoid is None
             else Geod(a=ellipsoid.semi_major_metre, b=ellipsoid.semi_minor_metre)
         )
-        steps = [geod.inv(lon, lat, *end)[2] for end in (right, below)]
-        return math.sqrt(steps[0] * steps[1])
+        along_row, along_column = (geod.inv(lon, lat, *end)[2] for end in (right, below))
+        return along_row, along_column
 
 
 def _same_crs(first: str | None, second: str | None) -> bool:

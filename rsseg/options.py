@@ -223,6 +223,10 @@ Confidence = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help="Also write the confidence, 0 to 254 for 0 to 1."),
 ]
+Probabilities = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Also write every class's probability, a band each."),
+]
 Window = Annotated[
     int | None,
     typer.Option(
@@ -263,6 +267,22 @@ JsonOut = Annotated[
 CsvOut = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")
 ]
+ReportOut = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Write a report with pictures, one page."),
+]
+ReportImage = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="RASTER", help="The raster that was mapped, for the report."),
+]
+BoundaryWidth = Annotated[
+    int,
+    typer.Option(
+        "--boundary",
+        metavar="PX",
+        help="Boundary IoU: width of the bands along outlines, in pixels of the map.",
+    ),
+]
 MinMiou = Annotated[
     float | None, typer.Option(min=0, max=1, help="Exit with 1 if the mIoU is below.")
 ]
@@ -272,6 +292,34 @@ MapClasses = Annotated[
         metavar="NAMES|FILE",
         show_default="those of the map",
         help="Class names, or a TOML file.",
+    ),
+]
+
+SampleOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE.gpkg",
+        show_default="beside the map, MAP_sample.gpkg",
+        help="The GeoPackage of points to write.",
+    ),
+]
+SampleCount = Annotated[int, typer.Option("--n", min=2, help="Points in all.")]
+MinPerClass = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        help="Least points of a class; if --n is too small for it, all classes get the same.",
+    ),
+]
+SampleSeed = Annotated[int, typer.Option(min=0, help="Draws other points.")]
+SamplePath = Annotated[
+    Path, typer.Argument(metavar="SAMPLE", help="The points, with a class in reference.")
+]
+Partial = Annotated[
+    bool,
+    typer.Option(
+        "--partial", help="Use the points filled so far; sound if you fill them by number."
     ),
 ]
 
@@ -289,6 +337,24 @@ LayerOut = Annotated[
     typer.Argument(metavar="OUT.tif", help="GeoTIFF; of several scenes, OUT_SCENE.tif for each."),
 ]
 SceneName = Annotated[str | None, typer.Option(metavar="NAME", help="Write this scene alone.")]
+
+Looked = Annotated[
+    Path, typer.Argument(metavar="RASTER", help="The raster; a class raster is drawn as a map.")
+]
+LookedMap = Annotated[
+    Path | None, typer.Argument(metavar="MAP", help="Class raster to be drawn over it.")
+]
+LookOut = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.png", show_default="NAME_quicklook.png here", help="The picture."),
+]
+LookSize = Annotated[int, typer.Option(metavar="PX", help="Longer side of the picture, at most.")]
+SideBySide = Annotated[
+    bool, typer.Option("--side-by-side", help="Draw the map beside the raster, not over it.")
+]
+Opacity = Annotated[
+    float, typer.Option(help="Of the map over the raster, 0 to 1; a background stays clear.")
+]
 
 DemoOut = Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything.")]
 DemoSize = Annotated[int, typer.Option(metavar="PX", help="Side of the orthophoto.")]

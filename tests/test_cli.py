@@ -62,7 +62,8 @@ def test_the_commands():
     names = {" ".join(path[1:]) for path, _ in commands()}
     assert names == {
         *("", "tile", "tag", "pseudo-label", "train", "predict", "evaluate", "info", "export"),
-        *("demo", "weights", "weights list", "weights fetch", "weights path"),
+        *("assess", "assess sample", "assess report"),
+        *("quicklook", "demo", "weights", "weights list", "weights fetch", "weights path"),
     }
 
 
@@ -158,8 +159,9 @@ def test_the_whole_way(folder, capsys, one_thread):
     )
     assert capsys.readouterr().out == "labels.tif\n"
     succeed("train site.zarr --arch tiny --window 64 --steps 30 --batch-size 4 --out model.pt")
-    succeed("predict there.tif --model model.pt --out map.tif --confidence sure.tif")
-    capsys.readouterr()
+    others = "--confidence sure.tif --probabilities shares.tif"
+    succeed(f"predict there.tif --model model.pt --out map.tif {others}")
+    assert capsys.readouterr().out.split()[-3:] == ["map.tif", "sure.tif", "shares.tif"]
     succeed("evaluate map.tif there_truth.tif --json - --csv scores.csv --min-miou 0.1")
     assert json.loads(capsys.readouterr().out)["miou"] > 0.1
     assert run("evaluate map.tif there_truth.tif --min-miou 1") == 1
@@ -326,6 +328,8 @@ WRONG = {
     "predict here.tif there.tif --model model.pt --out here.tif": "need a folder",
     "predict here.tif --model model.pt --out map.tif --aoi nowhere.gpkg": "no such file",
     "predict here.tif --model model.pt --out map.tif --device abacus": "unknown device",
+    "predict here.tif --model model.pt --out map.tif --probabilities map.tif": "different places",
+    "predict here.tif --model model.pt --out map.tif --probabilities here.tif": "is an input",
     "predict here.tif --model model.pt": "Missing option '--out'",
     "predict here.tif --model model.pt --out map.tif --abacus": "--abacus",
     # evaluate

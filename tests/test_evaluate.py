@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import sys
 
 import geopandas
 import numpy as np
@@ -60,13 +59,37 @@ def test_numbers_by_hand(small):
 
 def test_rows_end_with_the_means(small):
     rows = evaluate(*small).rows()
-    assert [row.name for row in rows] == ["water", "field", "wood", "mIoU", "mF", "OA"]
-    assert [row.pixels for row in rows] == [1, 5, 1, 7, 7, 7]
+    assert [row.name for row in rows] == ["water", "field", "wood", "mIoU", "mF", "OA", "mBIoU"]
+    assert [row.pixels for row in rows] == [1, 5, 1, 7, 7, 7, 7]
     assert rows[1].share == pytest.approx(5 / 7)
     assert rows[3].iou == pytest.approx(0.7)
     assert rows[4].f1 == pytest.approx((2 / 3 + 3 / 4 + 1) / 3)
     assert rows[5].recall == pytest.approx(5 / 7)
-    assert rows[3].f1 is rows[4].iou is rows[5].precision is None
+    assert rows[3].f1 is rows[4].iou is rows[5].precision is rows[6].iou is None
+
+
+def test_boundary_iou_by_hand(tmp_path):
+    # The edge of the wood lies one column further right in the map; bands are one pixel wide.
+    drawn = [np.repeat(np.uint8([[0] * n + [2] * (10 - n)]), 6, axis=0) for n in (5, 4)]
+    mapped = write_raster(tmp_path / "map.tif", drawn[0], classes=LAND)
+    truth = write_raster(tmp_path / "truth.tif", drawn[1])
+    found = evaluate(mapped, truth, boundary=1)
+    # Bands of "water" are column 4 and column 3, those of "wood" 5 and 4: nothing in common.
+    assert found.boundary.tolist() == [[0, 0, 0], [6, 0, 6], [6, 0, 6]]
+    # Two pixels wide, one of three columns is common to both.
+    found = evaluate(mapped, truth, boundary=2)
+    assert found.boundary_iou[0][[0, 2]] == pytest.approx([1 / 3, 1 / 3])
+    assert found.rows()[-1].boundary_iou == pytest.approx(1 / 3)
+    assert found.rows()[1].boundary_iou is None
+    assert found.to_dict()["mean_boundary_iou"] == pytest.approx(1 / 3)
+    assert found.to_dict()["boundary_width_pixels"] == 2
+    assert found.to_dict()["classes"][2]["boundary_iou"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("width", [0, -1, 257])
+def test_boundary_out_of_range(small, width):
+    with pytest.raises(InputError, match=f"--boundary {width}: give 1 to 256 pixels"):
+        evaluate(*small, boundary=width)
 
 
 def test_json_and_csv(small, tmp_path):
@@ -80,7 +103,8 @@ def test_json_and_csv(small, tmp_path):
     assert read["confusion"]["pixels"] == found.matrix.tolist()
     with (tmp_path / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == ["water", "field", "wood", "mIoU", "mF", "OA"]
+    assert [row["class"] for row in rows][3:] == ["mIoU", "mF", "OA", "mBIoU"]
+    assert rows[0].keys() >= {"iou", "boundary_iou", "pixels"}
     assert float(rows[0]["iou"]) == pytest.approx(0.5)
     assert rows[5]["iou"] == ""
 
@@ -106,12 +130,40 @@ def test_undefined_scores_become_null(tmp_path):
     assert found.scores.miou == 1
 
 
-def test_blocks_add_up_to_the_whole(tmp_path, monkeypatch):
-    mapped = write_raster(tmp_path / "map.tif", ids(1), classes=LAND)
-    truth = write_raster(tmp_path / "truth.tif", ids(2))
-    whole = evaluate(mapped, truth)
-    monkeypatch.setattr(sys.modules[evaluate.__module__], "_BLOCK", 16)
-    assert np.array_equal(evaluate(mapped, truth).matrix, whole.matrix)
+@pytest.mark.parametrize("block", [16, 23])
+def test_blocks_add_up_to_the_whole(tmp_path, monkeypatch, block):
+    def drawn(seed):  # squares of 10 pixels, some of them of an id that is no class
+        return ids(seed, (5, 7), 4).repeat(10, axis=0).repeat(10, axis=1)
+
+    mapped = write_raster(tmp_path / "map.tif", drawn(1), classes=LAND)
+    truth = write_raster(tmp_path / "truth.tif", drawn(2))
+    told, told_whole = Listener(), Listener()
+    whole = evaluate(mapped, truth, boundary=3, progress=told_whole)
+    monkeypatch.setattr("rsseg.io.map_classes.BLOCK", block)
+    found = evaluate(mapped, truth, boundary=3, progress=told)
+    assert np.array_equal(found.matrix, whole.matrix)
+    assert np.array_equal(found.boundary, whole.boundary)
+    assert np.array_equal(found.preview.map, whole.preview.map)
+    assert np.array_equal(found.preview.truth, whole.preview.truth)
+    assert told.warnings == told_whole.warnings
+    assert len(told.warnings) == 2
+
+
+def test_the_preview_is_a_sample_of_map_and_truth(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsseg.api.evaluation.PREVIEW_SIDE", 20)
+    mapped = write_raster(tmp_path / "map.tif", ids(1, (60, 80)), classes=LAND)
+    truth = write_raster(tmp_path / "truth.tif", ids(2, (60, 80)))
+    grid, seen, true = evaluate(mapped, truth).preview
+    assert grid.shape == seen.shape == true.shape == (15, 20)
+    assert np.array_equal(seen, ids(1, (60, 80))[2::4, 2::4])
+    assert np.array_equal(true, ids(2, (60, 80))[2::4, 2::4])
+
+
+def test_the_preview_of_a_south_up_map_has_north_up(tmp_path):
+    south_up = NORTH_UP @ Affine.translation(0, 30) @ Affine.scale(1, -1)
+    mapped = write_raster(tmp_path / "map.tif", ids(), transform=south_up, classes=LAND)
+    found = evaluate(mapped, mapped)
+    assert np.array_equal(found.preview.map, ids()[::-1])
 
 
 # --- Grids --------------------------------------------------------------------------------------

@@ -9,43 +9,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rsseg.api.evaluation import Evaluation, evaluate
+    from rsseg.api.assessing import Assessment, assess
+    from rsseg.api.evaluation import evaluate
     from rsseg.api.exporting import export, export_paths
     from rsseg.api.labelling import pseudo_label
     from rsseg.api.overview import SiteInfo, info
+    from rsseg.api.picturing import quicklook
     from rsseg.api.prediction import Prediction, predict
+    from rsseg.api.reporting import write_report
+    from rsseg.api.sampling import Sample, draw_sample
+    from rsseg.api.scoring import Evaluation
     from rsseg.api.tagging import tag
     from rsseg.api.tiling import tile
     from rsseg.api.training import train
 
 _HOMES = {
-    "Evaluation": "evaluation",
+    "Assessment": "assessing",
+    "Evaluation": "scoring",
     "Prediction": "prediction",
+    "Sample": "sampling",
     "SiteInfo": "overview",
+    "assess": "assessing",
+    "draw_sample": "sampling",
     "evaluate": "evaluation",
     "export": "exporting",
     "export_paths": "exporting",
     "info": "overview",
     "predict": "prediction",
     "pseudo_label": "labelling",
+    "quicklook": "picturing",
     "tag": "tagging",
     "tile": "tiling",
     "train": "training",
+    "write_report": "reporting",
 }
 
 __all__ = [
+    "Assessment",
     "Evaluation",
     "Prediction",
+    "Sample",
     "SiteInfo",
+    "assess",
+    "draw_sample",
     "evaluate",
     "export",
     "export_paths",
     "info",
     "predict",
     "pseudo_label",
+    "quicklook",
     "tag",
     "tile",
     "train",
+    "write_report",
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rsseg.bands import three_bands
 from rsseg.classes import Classes
 from rsseg.config import TileConfig
 from rsseg.errors import InputError
@@ -58,7 +59,7 @@ def tile(
     out = Path(out)
     paths = [path for given in rasters for path in list_rasters(Path(given))]
     opened = [Raster(path, tuple(bands) if bands else None) for path in paths]
-    plan = _plan(opened, classes, config, _three(rgb), chips, link)
+    plan = _plan(opened, classes, config, three_bands(rgb), chips, link)
     # Interrupted between the two: the site is there, its tag sheet is not.
     finished = is_made(out, plan) and not sheet_path(out).exists()
     _check_outputs(out, export_patches, overwrite or finished)
@@ -101,15 +102,6 @@ def _plan(
         rgb=rgb,
         link=link,
     )
-
-
-def _three(rgb: Sequence[int] | None) -> tuple[int, int, int] | None:
-    if rgb is None:
-        return None
-    if len(rgb) not in (1, 3):
-        raise InputError(f"--rgb {','.join(map(str, rgb))}: give three band numbers, or one")
-    red, green, blue = rgb if len(rgb) == 3 else [*rgb] * 3
-    return red, green, blue
 
 
 def _check_outputs(out: Path, patches: str | Path | None, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""The commands to look around with: info, demo."""
+"""The commands to look around with: info, quicklook, demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rsseg.cli.shell import open_console, print_json, share
+from rsseg.cli.shell import numbers, open_console, print_json, print_paths, share
 from rsseg.cli.weights import sam_at_hand
 from rsseg.options import (
     AsJson,
@@ -15,11 +15,19 @@ from rsseg.options import (
     DemoSeed,
     DemoSize,
     Device,
+    Looked,
+    LookedMap,
+    LookOut,
+    LookSize,
+    MapClasses,
+    Opacity,
     Overwrite,
     ProposalKind,
     Proposals,
     Quiet,
+    Rgb,
     Sam,
+    SideBySide,
     SitePath,
     Verbose,
 )
@@ -81,6 +89,42 @@ def _print_info(found: SiteInfo) -> None:
     if layers:
         print()
         print_table(["layer", "made by", "state", "tiles"], layers, text_columns=3)
+
+
+def quicklook(
+    context: typer.Context,
+    raster: Looked,
+    map_path: LookedMap = None,
+    out: LookOut = None,
+    size: LookSize = 1600,
+    side_by_side: SideBySide = False,
+    opacity: Opacity = 0.5,
+    classes: MapClasses = None,
+    rgb: Rgb = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw a raster, or a map over it, as a PNG with legend and scale bar, north up."""
+    from rsseg.api import quicklook
+    from rsseg.classes import Classes
+
+    with open_console(context, quiet, verbose) as console:
+        if out is None:
+            out = Path(f"{(map_path or raster).stem}_quicklook.png")
+        quicklook(
+            raster,
+            out,
+            map_path,
+            classes=None if classes is None else Classes.parse(classes),
+            rgb=numbers("--rgb", rgb),
+            side_by_side=side_by_side,
+            opacity=opacity,
+            size=size,
+            overwrite=overwrite,
+            progress=console,
+        )
+        print_paths([out])
 
 
 def demo(

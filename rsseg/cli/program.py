@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rsseg.cli.looking import demo, info
+from rsseg.cli.assessing import assess_app
+from rsseg.cli.looking import demo, info, quicklook
 from rsseg.cli.making import pseudo_label, tag, tile, train
 from rsseg.cli.mapping import export, predict
 from rsseg.cli.quality import evaluate
@@ -31,8 +32,9 @@ app = typer.Typer(
     epilog="The way: tile, tag, pseudo-label, train, predict, evaluate. Try it with: rsseg demo",
 )
 # Here and not where they are defined, so that --help has them in this order.
-for _command in (tile, tag, pseudo_label, train, predict, evaluate, info, export, demo):
+for _command in (tile, tag, pseudo_label, train, predict, evaluate, info, quicklook, export, demo):
     app.command()(_command)
+app.add_typer(assess_app, name="assess")
 app.add_typer(weights_app, name="weights")
 
 

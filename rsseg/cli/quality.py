@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from rsseg.cli.shell import open_console, print_json
-from rsseg.errors import RunError
+from rsseg.errors import InputError, RunError
 from rsseg.options import (
+    BoundaryWidth,
     CsvOut,
     Field,
     JsonOut,
@@ -18,6 +20,8 @@ from rsseg.options import (
     OneClass,
     Overwrite,
     Quiet,
+    ReportImage,
+    ReportOut,
     Truth,
     Verbose,
 )
@@ -32,6 +36,9 @@ def evaluate(
     truth: Truth,
     json_path: JsonOut = None,
     csv_path: CsvOut = None,
+    report: ReportOut = None,
+    image: ReportImage = None,
+    boundary: BoundaryWidth = 3,
     min_miou: MinMiou = None,
     field: Field = None,
     only: OneClass = None,
@@ -40,7 +47,7 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a map with the truth: IoU, precision, recall and F1 of each class."""
+    """Compare a map with the truth: IoU, precision, recall, F1 and boundary IoU of each class."""
     from rsseg.api import evaluate
     from rsseg.classes import Classes
     from rsseg.io.files import check_output
@@ -50,23 +57,41 @@ def evaluate(
         for path in (None if to_stdout else json_path, csv_path):
             if path is not None:
                 check_output(path, overwrite, [map_path, truth])
+        _check_report(report, map_path, truth, image, overwrite)
         found = evaluate(
             map_path,
             truth,
             classes=None if classes is None else Classes.parse(classes),
             field=field,
             only=only,
+            boundary=boundary,
             progress=console,
         )
         if csv_path is not None:
             found.write_csv(csv_path, overwrite=overwrite)
         if json_path is not None and not to_stdout:
             found.write_json(json_path, overwrite=overwrite)
+        if report is not None:
+            from rsseg.api import write_report
+
+            write_report(found, report, image=image, overwrite=overwrite, progress=console)
         if to_stdout:
             print_json(found.to_dict())
         else:
             _print_scores(found)
         _check_miou(found, min_miou)
+
+
+def _check_report(
+    report: Path | None, map_path: Path, truth: Path, image: Path | None, overwrite: bool
+) -> None:
+    if report is None:
+        if image is not None:
+            raise InputError("--image: is shown in the report; give --report FILE.html too")
+        return
+    from rsseg.api.reporting import check_report
+
+    check_report(report, map_path, truth, image, overwrite)
 
 
 def _check_miou(found: Evaluation, least: float | None) -> None:
@@ -82,7 +107,8 @@ def _print_scores(found: Evaluation) -> None:
         return "" if value is None else f"{value:.3f}"
 
     rows = [
-        [r.name, cell(r.iou), cell(r.precision), cell(r.recall), cell(r.f1), str(r.pixels)]
+        [r.name, *map(cell, (r.iou, r.precision, r.recall, r.f1, r.boundary_iou)), str(r.pixels)]
         for r in found.rows()
     ]
-    print_table(["class", "IoU", "precision", "recall", "F1", "pixels"], rows)
+    columns = ["class", "IoU", "precision", "recall", "F1", "boundary IoU", "pixels"]
+    print_table(columns, rows)

@@ -35,17 +35,22 @@ class ClassRaster:
         path: anything GDAL opens; one band of class ids, besides alpha.
         grid: the grid to read on; None for the raster's own. ``on`` makes sure that it fits.
 
+    Attributes:
+        path: as given.
+        grid: the grid it is seen on.
+        source: the raster itself.
+
     Raises:
         InputError: it cannot be read, or has several bands.
     """
 
     def __init__(self, path: Path, grid: Grid | None = None) -> None:
-        self._raster = Raster(path, grid=grid)
-        self.path = self._raster.path
-        self.grid = self._raster.grid
-        if len(self._raster.bands) > 1:
+        self.source = Raster(path, grid=grid)
+        self.path = self.source.path
+        self.grid = self.source.grid
+        if len(self.source.bands) > 1:
             raise InputError(
-                f"{path}: has {len(self._raster.bands)} bands; a raster of class ids has one, "
+                f"{path}: has {len(self.source.bands)} bands; a raster of class ids has one, "
                 "so this may be an image"
             )
 
@@ -57,7 +62,7 @@ class ClassRaster:
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
-        self._raster.close()
+        self.source.close()
 
     def lies_on(self, grid: Grid) -> bool:
         """Return whether the raster shares ground with a grid; without georeference, its size.
@@ -65,9 +70,7 @@ class ClassRaster:
         Raises:
             InputError: there is no way from one CRS to the other.
         """
-        if not (self.grid.is_georeferenced and grid.is_georeferenced):
-            return self.grid.shape == grid.shape
-        return _meet(self._bounds_in(grid.crs), grid.bounds)
+        return share_ground(self.grid, grid, self.path)
 
     def on(self, grid: Grid, whose: Path | str) -> ClassRaster:
         """Return this raster as seen on another grid.
@@ -91,24 +94,8 @@ class ClassRaster:
         Raises:
             RunError: the file turns out to be damaged there.
         """
-        image, valid = self._raster.read(window)
+        image, valid = self.source.read(window)
         return image[0], valid
-
-    def _bounds_in(self, crs: str | None) -> Bounds:
-        bounds = self.grid.bounds
-        if self.grid.crs is None or crs is None:
-            return bounds
-        try:
-            # pyproj and not rasterio, whose errors here are of a private kind.
-            to_other = Transformer.from_crs(self.grid.crs, crs, always_xy=True)
-            left, bottom, right, top = to_other.transform_bounds(*bounds)
-        except ProjError as error:
-            reason = str(error).partition("\n")[0][:120]
-            raise InputError(
-                f"{self.path}: cannot be brought into the CRS of the other raster ({reason}); "
-                "check the CRS of both"
-            ) from error
-        return left, bottom, right, top
 
     def _apart(self, whose: Path | str) -> str:
         return (
@@ -143,15 +130,21 @@ class ClassMap:
         self.strange_pixels = 0
         self.strange_ids: tuple[float, ...] = ()
 
-    def read(self, window: Window) -> NDArray[np.uint8]:
+    def read(self, window: Window, core: Window | None = None) -> NDArray[np.uint8]:
         """Return class indices (h, w) of a window; 255 where there is no class.
+
+        Args:
+            window: pixels of the grid.
+            core: the part of it in which ids that are no class are counted; None for all.
 
         Raises:
             RunError: the file turns out to be damaged there.
         """
         ids, valid = self.raster.read(window)
         indices = np.where(valid, self.classes.from_ids(ids), np.uint8(IGNORE))
-        strange = ids[valid & (indices == IGNORE) & (ids != IGNORE)]
+        unknown = valid & (indices == IGNORE) & (ids != IGNORE)
+        counted = (core or window).relative_to(window).slices
+        strange = ids[counted][unknown[counted]]
         if strange.size:
             self.strange_pixels += strange.size
             found = {*self.strange_ids, *np.unique(strange).tolist()}
@@ -186,6 +179,49 @@ def scenes_under(raster: ClassRaster, grids: Mapping[str, Grid]) -> list[str]:
             "georeference needs the name and the size of its scene)"
         )
     return under
+
+
+def share_ground(grid: Grid, other: Grid, path: Path) -> bool:
+    """Return whether two grids have ground in common; without georeference, their size.
+
+    Args:
+        grid: one of them.
+        other: the other.
+        path: what to call the raster of the first in messages.
+
+    Raises:
+        InputError: there is no way from one CRS to the other.
+    """
+    if not (grid.is_georeferenced and other.is_georeferenced):
+        return grid.shape == other.shape
+    return _meet(bounds_in(grid, other.crs, path), other.bounds)
+
+
+def bounds_in(grid: Grid, crs: str | None, path: Path) -> Bounds:
+    """Return the box around a grid in another CRS; without a CRS on either side, in its own.
+
+    Args:
+        grid: the grid.
+        crs: WKT of the other CRS.
+        path: what to call the raster in messages.
+
+    Raises:
+        InputError: there is no way from one CRS to the other.
+    """
+    bounds = grid.bounds
+    if grid.crs is None or crs is None:
+        return bounds
+    try:
+        # pyproj and not rasterio, whose errors here are of a private kind.
+        to_other = Transformer.from_crs(grid.crs, crs, always_xy=True)
+        left, bottom, right, top = to_other.transform_bounds(*bounds)
+    except ProjError as error:
+        reason = str(error).partition("\n")[0][:120]
+        raise InputError(
+            f"{path}: cannot be brought into the CRS of the other raster ({reason}); "
+            "check the CRS of both"
+        ) from error
+    return left, bottom, right, top
 
 
 def _meet(first: Bounds, second: Bounds) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
@@ -147,6 +147,41 @@ class Raster:
         if within == window:
             return image, valid
         return image[:, rows[:, None], cols], valid[rows[:, None], cols] & inside
+
+    def read_reduced(
+        self, window: Window, shape: tuple[int, int], *, nearest: bool = False
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the pixels of a window at fewer pixels, from overviews where the file has some.
+
+        Args:
+            window: pixels of ``grid``, inside the raster.
+            shape: (h, w) of what is wanted.
+            nearest: sample pixels, as ids must be; otherwise they are averaged.
+
+        Returns:
+            image: (C, h, w) of ``dtype``; NaN and infinite values are 0.
+            valid: (h, w) bool, of the nearest pixel.
+
+        Raises:
+            RunError: the file turns out to be damaged there.
+        """
+        area = rasterio_window(window)
+        method = Resampling.nearest if nearest else Resampling.average
+        with explained(self.path, window):
+            handle = self._handle
+            image = handle.dataset.read(
+                self.bands, window=area, out_shape=(len(self.bands), *shape), resampling=method
+            )
+            valid = handle.validity.read(handle.dataset, area, shape=shape)
+        finite = np.isfinite(image)
+        image[~finite] = 0
+        return image, valid & finite.all(axis=0)
+
+    def reduction(self, factor: float) -> int:
+        """Return the factor of the overview that serves a reduction by ``factor``; 1 for none."""
+        with explained(self.path, self.grid.window):
+            factors = self._handle.dataset.overviews(self.bands[0])
+        return max((one for one in factors if one <= factor), default=1)
 
     def valid(self, window: Window) -> NDArray[np.bool_]:
         """Return which pixels of a window were measured; the same as ``read(window)[1]``.

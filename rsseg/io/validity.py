@@ -60,17 +60,25 @@ class Validity:
         return self.dtype.startswith("float") or any(value is not None for value in self.nodata)
 
     def read(
-        self, dataset: Any, area: RasterioWindow, image: NDArray[Any] | None = None
+        self,
+        dataset: Any,
+        area: RasterioWindow,
+        image: NDArray[Any] | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> NDArray[np.bool_]:
-        """Return (h, w), True where measured; ``image`` (C, h, w) if the caller has it already."""
-        valid = np.ones((area.height, area.width), np.bool_)
+        """Return (h, w), True where measured; ``image`` (C, h, w) if the caller has it already.
+
+        With a ``shape`` (h, w) of fewer pixels than the area, each tells of its nearest pixel.
+        """
+        shape = shape or (area.height, area.width)
+        valid = np.ones(shape, np.bool_)
         for band in self.alpha:
-            valid &= dataset.read(band, window=area) > 0
+            valid &= dataset.read(band, window=area, out_shape=shape) > 0
         for band in self.masks:
-            valid &= dataset.read_masks(band, window=area) > 0
+            valid &= dataset.read_masks(band, window=area, out_shape=shape) > 0
         if self._is_in_values:
             if image is None:
-                image = dataset.read(self.bands, window=area)
+                image = dataset.read(self.bands, window=area, out_shape=(len(self.bands), *shape))
             valid &= self._measured(image)
         return valid
 

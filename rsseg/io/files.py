@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,3 +108,26 @@ def _remove(temporary: Path) -> None:
     for path in temporary.parent.iterdir():
         if path.name.startswith(temporary.name):
             path.unlink()
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside an output; it is gone afterwards, with all that is in it.
+
+    Its name is the same in every run, so what a killed run left behind goes with the next one.
+
+    Args:
+        path: the output.
+
+    Raises:
+        InputError: see ``check_output``.
+    """
+    check_output(path, overwrite=True)
+    final = path.resolve()
+    folder = final.with_name(f".{final.name}.scratch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

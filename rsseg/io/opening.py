@@ -9,7 +9,7 @@ import shlex
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,24 @@ from rasterio.windows import Window as RasterioWindow
 from rsseg.errors import InputError, RunError
 from rsseg.grid import Grid, Window
 
+_CACHE = "GDAL_CACHEMAX"
+_CACHE_IS_OURS = _CACHE not in os.environ
 # GDAL's own default is 5 % of the machine's memory, much of it for blocks never read again. It
 # looks at this variable once, at its first block; a user's own value stands.
-os.environ.setdefault("GDAL_CACHEMAX", "256")
+os.environ.setdefault(_CACHE, "256")
 
 MAX_CHECKED_BLOCKS = 4096
 """How many TIFF blocks, evenly spread, are compared with the size of the file."""
 
 _filters_lock = threading.Lock()
+
+
+def small_cache() -> AbstractContextManager[object]:
+    """Have GDAL keep few blocks, where it has not read one yet and the user says nothing else.
+
+    For whoever reads a raster from top to bottom, each block once.
+    """
+    return rasterio.Env(**{_CACHE: 32}) if _CACHE_IS_OURS else nullcontext()
 
 
 def open_dataset(path: Path, mode: str = "r", **profile: Any) -> Any:

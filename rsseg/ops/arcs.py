@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rsseg.ops.columns import stacked
 from rsseg.ops.compiled import compiled
 
 EAST, SOUTH, WEST, NORTH = 0, 1, 2, 3
@@ -78,7 +79,6 @@ def trace(
         The pieces; and (h + last, W + 1) bool, the corners that are nodes or turns.
     """
     height, width = classes.shape
-    first = above is None
     rim = np.full((height + 2, width + 2), nodata, np.uint8)
     rim[1:-1, 1:-1] = classes
     regions = np.zeros((height + 2, width + 2), np.int32)
@@ -88,16 +88,44 @@ def trace(
         regions[0, 1:-1] = np.where(above == nodata, 0, -1 - np.arange(width, dtype=np.int32))
     lines = height + last
     corners = np.zeros((height + 1, width + 1), np.uint8)
-    counts = _find_corners(rim, lines, corners)
-    pieces = Pieces(*_follow(corners, regions, lines, top, first, *counts))
-    return pieces, corners[:lines] >= _NODE
+    ends, turns = _find_corners(rim, lines, corners)
+    pieces = room_for(ends, turns + 2 * ends)
+    count = _follow(corners, regions, lines, top, above is not None, pieces)
+    return first_of(pieces, count), corners[:lines] >= _NODE
+
+
+def room_for(count: int, points: int) -> Pieces:
+    """Return a list to be filled with at most so many pieces and points."""
+    return Pieces(
+        sides=np.empty((count, 2), np.int64),
+        ends=np.empty((count, 2), np.int64),
+        directions=np.empty((count, 2), np.int8),
+        nodes=np.empty((count, 2), np.bool_),
+        offsets=np.zeros(count + 1, np.int64),
+        points=np.empty((points, 2), np.int32),
+    )
+
+
+def first_of(pieces: Pieces, count: int) -> Pieces:
+    """Return the first pieces of a list, without the room that is left in it."""
+    return Pieces(
+        sides=pieces.sides[:count].copy(),
+        ends=pieces.ends[:count].copy(),
+        directions=pieces.directions[:count].copy(),
+        nodes=pieces.nodes[:count].copy(),
+        offsets=pieces.offsets[: count + 1].copy(),
+        points=pieces.points[: pieces.offsets[count]].copy(),
+    )
 
 
 def take(pieces: Pieces, chosen: NDArray[np.bool_]) -> Pieces:
     """Return some of the pieces; ``chosen`` is (P,) bool."""
     lengths = np.diff(pieces.offsets)[chosen]
     return Pieces(
-        *(field[chosen] for field in pieces[:4]),
+        sides=pieces.sides[chosen],
+        ends=pieces.ends[chosen],
+        directions=pieces.directions[chosen],
+        nodes=pieces.nodes[chosen],
         offsets=np.concatenate(([0], np.cumsum(lengths))),
         points=pieces.points[gathered(pieces.offsets[:-1][chosen], lengths)],
     )
@@ -106,8 +134,11 @@ def take(pieces: Pieces, chosen: NDArray[np.bool_]) -> Pieces:
 def concatenated(parts: Sequence[Pieces]) -> Pieces:
     """Return the pieces of several lists in one."""
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    *fields, _, points = (np.concatenate(field) for field in zip(*parts, strict=True))
-    return Pieces(*fields, offsets=np.concatenate(([0], np.cumsum(lengths))), points=points)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    # Offsets are one longer than the other columns, and do not just follow each other.
+    return stacked([part._replace(offsets=part.ends[:, 0]) for part in parts])._replace(
+        offsets=offsets
+    )
 
 
 def gathered(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -154,87 +185,90 @@ def _follow(
     regions: NDArray[np.int32],
     lines: int,
     top: int,
-    first: bool,
-    most_pieces: int,
-    most_turns: int,
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int8],
-    NDArray[np.bool_],
-    NDArray[np.int64],
-    NDArray[np.int32],
-]:
-    width = corners.shape[1]
-    sides = np.empty((most_pieces, 2), np.int64)
-    ends = np.empty((most_pieces, 2), np.int64)
-    directions = np.empty((most_pieces, 2), np.int8)
-    nodes = np.empty((most_pieces, 2), np.bool_)
-    offsets = np.zeros(most_pieces + 1, np.int64)
-    points = np.empty((most_turns + 2 * most_pieces, 2), np.int32)
-    row_steps, col_steps = (0, 1, 0, -1), (1, 0, -1, 0)
+    continues: bool,
+    pieces: Pieces,
+) -> int:
+    """Write down all pieces of a strip; return how many.
+
+    Sides of pixels are taken out of ``corners`` as they are drawn. ``continues`` says that there
+    is a strip above, which owns what leads up from the first line.
+    """
     count = 0
-    filled = 0
-    # From nodes, and from where arcs come in from above; what is left then are circles.
-    for circles in (False, True):
-        for start_row in range(lines):
-            for start_col in range(width):
-                code = corners[start_row, start_col]
-                entering = start_row == 0 and not first and code & (1 << NORTH) != 0
-                if circles:
-                    if code & _NODE or entering or code & _SIDES != 1 << EAST | 1 << SOUTH:
-                        continue
-                elif not (code & _NODE or entering):
+    # From nodes, and from where arcs come in from above; what is left then are circles, and arches
+    # that stand on the next strip.
+    for rest in (False, True):
+        for row in range(lines):
+            inner = row > 0 or not continues
+            for col in range(corners.shape[1]):
+                code = corners[row, col]
+                if code & _SIDES == 0:
                     continue
-                for start in range(4):
-                    if not corners[start_row, start_col] >> start & 1:
-                        continue
-                    if start == NORTH and entering:
-                        continue
-                    row, col, way = start_row, start_col, start
-                    upper, lower = row + (way == SOUTH or way == EAST), row
-                    if way == EAST:
-                        left, right = regions[row, col + 1], regions[row + 1, col + 1]
-                    elif way == SOUTH:
-                        left, right = regions[row + 1, col + 1], regions[row + 1, col]
-                    elif way == WEST:
-                        left, right = regions[row + 1, col], regions[row, col]
-                    else:
-                        left, right = regions[row, col], regions[row, col + 1]
-                    sides[count, 0], sides[count, 1] = left, right
-                    ends[count, 0] = (top + row) * width + col
-                    directions[count, 0] = way
-                    nodes[count, 0] = code & _NODE != 0
-                    points[filled, 0], points[filled, 1] = top + row, col
-                    filled += 1
-                    while True:
-                        corners[row, col] &= ~(1 << way) & 255
-                        row += row_steps[way]
-                        col += col_steps[way]
-                        if row == lines:
-                            break
-                        corners[row, col] &= ~(1 << (way + 2 & 3)) & 255
-                        here = corners[row, col]
-                        if here & _NODE or here & _SIDES == 0:
-                            break
-                        if row == 0 and not first and here & (1 << NORTH):
-                            break
-                        if not here >> way & 1:
-                            points[filled, 0], points[filled, 1] = top + row, col
-                            filled += 1
-                            way = way + 1 & 3 if here >> (way + 1 & 3) & 1 else way + 3 & 3
-                    ends[count, 1] = (top + row) * width + col
-                    directions[count, 1] = way
-                    nodes[count, 1] = row < lines and corners[row, col] & _NODE != 0
-                    points[filled, 0], points[filled, 1] = top + row, col
-                    filled += 1
-                    count += 1
-                    offsets[count] = filled
-    return (
-        sides[:count].copy(),
-        ends[:count].copy(),
-        directions[:count].copy(),
-        nodes[:count].copy(),
-        offsets[: count + 1].copy(),
-        points[:filled].copy(),
-    )
+                starts = code & _NODE != 0 or (not inner and code >> NORTH & 1 != 0)
+                if rest:
+                    starts = not starts and code & _SIDES == 1 << EAST | 1 << SOUTH
+                for way in range(3 + inner):
+                    if starts and corners[row, col] >> way & 1:
+                        _follow_one(
+                            corners, regions, lines, top, continues, pieces, count, row, col, way
+                        )
+                        count += 1
+    return count
+
+
+@compiled
+def _follow_one(
+    corners: NDArray[np.uint8],
+    regions: NDArray[np.int32],
+    lines: int,
+    top: int,
+    continues: bool,
+    pieces: Pieces,
+    count: int,
+    row: int,
+    col: int,
+    way: int,
+) -> None:
+    """Write down the piece that leaves a corner in a direction."""
+    width = corners.shape[1]
+    stop = pieces.offsets[count]
+    left, right = _beside(regions, row, col, way)
+    pieces.sides[count, 0], pieces.sides[count, 1] = left, right
+    pieces.ends[count, 0] = (top + row) * width + col
+    pieces.directions[count, 0] = way
+    pieces.nodes[count, 0] = corners[row, col] & _NODE != 0
+    turned = True
+    while True:
+        if turned:
+            pieces.points[stop, 0], pieces.points[stop, 1] = top + row, col
+            stop += 1
+        corners[row, col] &= ~(1 << way) & 255
+        row += (0, 1, 0, -1)[way]
+        col += (1, 0, -1, 0)[way]
+        if row == lines:
+            break
+        corners[row, col] &= ~(1 << (way ^ 2)) & 255
+        here = corners[row, col]
+        if here & _NODE or here & _SIDES == 0 or (row == 0 and continues and here >> NORTH & 1):
+            break
+        turned = here >> way & 1 == 0
+        if turned:
+            way = way + 1 & 3 if here >> (way + 1 & 3) & 1 else way + 3 & 3
+    pieces.points[stop, 0], pieces.points[stop, 1] = top + row, col
+    pieces.ends[count, 1] = (top + row) * width + col
+    pieces.directions[count, 1] = way
+    pieces.nodes[count, 1] = row < lines and corners[row, col] & _NODE != 0
+    pieces.offsets[count + 1] = stop + 1
+
+
+@compiled
+def _beside(regions: NDArray[np.int32], row: int, col: int, way: int) -> tuple[int, int]:
+    """Return the regions on the left and on the right of a way out of a corner."""
+    northwest, northeast = regions[row, col], regions[row, col + 1]
+    southwest, southeast = regions[row + 1, col], regions[row + 1, col + 1]
+    if way == EAST:
+        return northeast, southeast
+    if way == SOUTH:
+        return southeast, southwest
+    if way == WEST:
+        return southwest, northwest
+    return northwest, northeast

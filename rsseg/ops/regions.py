@@ -66,9 +66,7 @@ def find_root(parents: NDArray[np.integer[Any]], node: int) -> int:
 
 
 @compiled
-def _label(
-    classes: NDArray[np.uint8], nodata: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _label(classes: NDArray[np.uint8], nodata: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     height, width = classes.shape
     labels = np.empty((height, width), np.int32)
     parents = np.zeros(max(1024, height * width // 16), np.int32)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg.ops.arcs import EAST, NORTH, SOUTH, WEST, Pieces, gathered
+from rsseg.ops.arcs import EAST, NORTH, SOUTH, WEST, Pieces, first_of, gathered, room_for
 from rsseg.ops.compiled import compiled
 
 
@@ -51,7 +51,8 @@ def join(pieces: Pieces) -> Pieces:
     circles, which begin at their uppermost leftmost point, it sets out in the first of the two
     directions (east, south, west, north). Points in which an arc does not turn are gone.
     """
-    return Pieces(*_join(pieces, _partners(pieces)))
+    arcs = room_for(len(pieces.ends), len(pieces.points))
+    return first_of(arcs, _join(pieces, _partners(pieces), arcs))
 
 
 def assemble(arcs: Pieces, count: int) -> Polygons:
@@ -96,71 +97,60 @@ def _partners(pieces: Pieces) -> NDArray[np.int64]:
 
 
 @compiled
-def _join(
-    pieces: Pieces, partners: NDArray[np.int64]
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int8],
-    NDArray[np.bool_],
-    NDArray[np.int64],
-    NDArray[np.int32],
-]:
-    most = len(pieces.ends)
-    sides = np.empty((most, 2), np.int64)
-    ends = np.empty((most, 2), np.int64)
-    directions = np.empty((most, 2), np.int8)
-    nodes = np.empty((most, 2), np.bool_)
-    offsets = np.zeros(most + 1, np.int64)
-    points = np.empty_like(pieces.points)
-    used = np.zeros(most, np.bool_)
+def _join(pieces: Pieces, partners: NDArray[np.int64], arcs: Pieces) -> int:
+    """Write down the arcs; return how many."""
+    used = np.zeros(len(pieces.ends), np.bool_)
     count = 0
     # From nodes first; what is left then are circles.
     for circles in (False, True):
-        for origin in range(2 * most):
-            if used[origin // 2] or not (circles or partners[origin] == -1):
-                continue
-            begin = offsets[count]
-            far, stop = _walk(pieces, partners, origin, used, points, begin)
-            first, last = _inward(pieces, origin), _inward(pieces, far) ^ 2
-            if circles:
-                stop = _from_uppermost(points, begin, stop, first == last)
-                first = EAST if points[begin + 1, 0] == points[begin, 0] else SOUTH
-                last = NORTH if first == EAST else WEST
-            backward = _corner(pieces, origin) > _corner(pieces, far) or (
-                _corner(pieces, origin) == _corner(pieces, far) and first > last ^ 2
-            )
-            if backward:
-                points[begin:stop] = points[begin:stop][::-1].copy()
-                first, last = last ^ 2, first ^ 2
-            turned = origin + backward & 1
-            sides[count, 0] = pieces.sides[origin // 2, turned]
-            sides[count, 1] = pieces.sides[origin // 2, 1 - turned]
-            ends[count, 0] = _corner(pieces, far if backward else origin)
-            ends[count, 1] = _corner(pieces, origin if backward else far)
-            directions[count, 0], directions[count, 1] = first, last
-            nodes[count] = not circles
-            count += 1
-            offsets[count] = stop
-    return (
-        sides[:count].copy(),
-        ends[:count].copy(),
-        directions[:count].copy(),
-        nodes[:count].copy(),
-        offsets[: count + 1].copy(),
-        points[: offsets[count]].copy(),
-    )
+        for origin in range(2 * len(pieces.ends)):
+            if not used[origin // 2] and (circles or partners[origin] == -1):
+                _join_one(pieces, partners, arcs, count, origin, used, circles)
+                count += 1
+    return count
+
+
+@compiled
+def _join_one(
+    pieces: Pieces,
+    partners: NDArray[np.int64],
+    arcs: Pieces,
+    count: int,
+    origin: int,
+    used: NDArray[np.bool_],
+    circle: bool,
+) -> None:
+    begin = arcs.offsets[count]
+    far, stop = _walk(pieces, partners, origin, used, arcs.points, begin)
+    first, last = _inward(pieces, origin), _inward(pieces, far) ^ 2
+    if circle:
+        stop = _from_uppermost(arcs.points, begin, stop, first == last)
+        first = EAST if arcs.points[begin + 1, 0] == arcs.points[begin, 0] else SOUTH
+        last = NORTH if first == EAST else WEST
+    start, end = _corner(pieces, origin), _corner(pieces, far)
+    backward = start > end or (start == end and first > last ^ 2)
+    if backward:
+        arcs.points[begin:stop] = arcs.points[begin:stop][::-1].copy()
+        first, last = last ^ 2, first ^ 2
+        start, end = end, start
+    left = origin + backward & 1
+    arcs.sides[count, 0] = pieces.sides[origin // 2, left]
+    arcs.sides[count, 1] = pieces.sides[origin // 2, 1 - left]
+    arcs.ends[count, 0], arcs.ends[count, 1] = start, end
+    arcs.directions[count, 0], arcs.directions[count, 1] = first, last
+    arcs.nodes[count] = not circle
+    arcs.offsets[count + 1] = stop
 
 
 @compiled
 def _corner(pieces: Pieces, end: int) -> int:
-    return pieces.ends[end // 2, end % 2]
+    return pieces.ends[end // 2, end % 2]  # type: ignore[no-any-return]
 
 
 @compiled
 def _inward(pieces: Pieces, end: int) -> int:
     """Return the direction in which a walk that enters a piece through an end sets out."""
-    return pieces.directions[end // 2, end % 2] ^ (2 * (end % 2))
+    return pieces.directions[end // 2, end % 2] ^ (2 * (end % 2))  # type: ignore[no-any-return]
 
 
 @compiled

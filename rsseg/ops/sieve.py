@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rsseg.ops.columns import stacked, taken
 from rsseg.ops.compiled import compiled
 from rsseg.ops.regions import find_root
 
@@ -35,10 +36,6 @@ class Nodes(NamedTuple):
     classes: NDArray[np.uint8]
     waiting: NDArray[np.bool_]
 
-    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Nodes:
-        """Return some of the regions."""
-        return Nodes(*(field[chosen] for field in self))
-
 
 class Edges(NamedTuple):
     """E pairs of regions, given by their first pixels, and how long an edge they share.
@@ -52,10 +49,6 @@ class Edges(NamedTuple):
     ones: NDArray[np.int64]
     others: NDArray[np.int64]
     lengths: NDArray[np.int64]
-
-    def take(self, chosen: NDArray[np.bool_]) -> Edges:
-        """Return some of the pairs."""
-        return Edges(*(field[chosen] for field in self))
 
 
 def shared_edges(labels: NDArray[np.int32], small: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -105,8 +98,9 @@ class Clusters:
 
     def __init__(self, least: int) -> None:
         self._least = least
-        self._nodes = Nodes(*(np.empty(0, t) for t in (np.int64, np.int64, np.uint8, bool)))
-        self._edges = Edges(*(np.empty(0, np.int64) for _ in range(3)))
+        nothing = np.empty(0, np.int64)
+        self._nodes = Nodes(nothing, nothing, np.empty(0, np.uint8), np.empty(0, np.bool_))
+        self._edges = Edges(nothing, nothing, nothing)
 
     def add(self, nodes: Nodes, edges: Edges) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Take in more regions; return what can be decided now.
@@ -119,32 +113,43 @@ class Clusters:
         Returns:
             The first pixels of small regions, (N,) int64 ascending, and the class of each, (N,).
         """
-        first, places = np.unique(
-            np.concatenate((nodes.first, self._nodes.first)), return_index=True
-        )
-        known = Nodes(*(np.concatenate(pair) for pair in zip(nodes, self._nodes, strict=True)))
-        known = known.take(places)
-        links = Edges(*(np.concatenate(pair) for pair in zip(self._edges, edges, strict=True)))
+        known = stacked([nodes, self._nodes])
+        first, places = np.unique(known.first, return_index=True)
+        known = taken(known, places)
+        links = stacked([self._edges, edges])
         ones, others = np.searchsorted(first, links.ones), np.searchsorted(first, links.others)
         small = known.area < self._least
-        both = small[ones] & small[others]
-        count = len(first)
-        graph = coo_array((np.ones(both.sum()), (ones[both], others[both])), (count, count))
-        cluster = connected_components(graph, directed=False)[1]
-        waits = np.zeros(count, bool)
-        waits[cluster[small & known.waiting]] = True
-        waits = waits[cluster] & small
+        waits = small & _hang_together(small, ones, others, known.waiting)
         later = waits[ones] | waits[others]
-        ready = ~later
+        decided = small & ~waits
         classes = _decide(
-            known.area, known.classes, small & ~waits, self._least,
-            ones[ready], others[ready], links.lengths[ready],
+            known.area,
+            known.classes,
+            decided,
+            self._least,
+            ones[~later],
+            others[~later],
+            links.lengths[~later],
         )
         needed = waits.copy()
         needed[ones[later]] = needed[others[later]] = True
-        self._nodes, self._edges = known.take(needed), links.take(later)
-        decided = small & ~waits
+        self._nodes, self._edges = taken(known, needed), taken(links, later)
         return first[decided], classes[decided]
+
+
+def _hang_together(
+    small: NDArray[np.bool_],
+    ones: NDArray[np.int64],
+    others: NDArray[np.int64],
+    marked: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Return which regions are in a cluster with a small region that is marked, (N,) bool."""
+    both = small[ones] & small[others]
+    links = (np.ones(np.count_nonzero(both)), (ones[both], others[both]))
+    graph = coo_array(links, shape=(len(small), len(small)))
+    cluster = connected_components(graph, directed=False)[1]
+    found: NDArray[np.bool_] = np.isin(cluster, cluster[small & marked])
+    return found
 
 
 @compiled

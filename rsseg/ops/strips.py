@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rsseg.ops.arcs import ELSEWHERE, OUTSIDE, Pieces, concatenated, take, trace
 from rsseg.ops.compiled import compiled
-from rsseg.ops.regions import Regions, find_regions, find_root
+from rsseg.ops.regions import find_regions, find_root
 
 NONE = -1
 """The number of what has no region, or no number."""
@@ -29,23 +29,27 @@ class Strip:
     Attributes:
         index: which strip of the raster it is, from 0.
         top: its first row.
-        regions: the N regions in it.
+        shape: (height, width) in pixels.
+        rims: (2, W) int32, the regions in its first and in its last row; 0 is no class.
+        first: (N + 1,) int64, the first pixel in the raster of each of the N regions.
         classes: (N + 1,) uint8, the class of each region.
         sums: (N + 1, 4) int64 of ``Regions.sums``.
         above: (W,) bool, where its first row continues the class of the row above.
         pieces: the pieces of arcs.
-        corners: (lines, W + 1) bool, where arcs turn or end.
+        corners: (lines, ceil((W + 1) / 8)) uint8, a bit where arcs turn or end.
         last: whether it is the raster's last one.
     """
 
     index: int
     top: int
-    regions: Regions
+    shape: tuple[int, int]
+    rims: NDArray[np.int32]
+    first: NDArray[np.int64]
     classes: NDArray[np.uint8]
     sums: NDArray[np.int64]
     above: NDArray[np.bool_]
     pieces: Pieces
-    corners: NDArray[np.bool_]
+    corners: NDArray[np.uint8]
     last: bool
 
 
@@ -75,16 +79,17 @@ def draw_strip(
     found = find_regions(classes, nodata)
     counts = np.ones(len(classes), np.int64) if weights is None else weights
     pieces, corners = trace(classes, found.labels, above, top=top, last=last, nodata=nodata)
-    first = found.first + top * classes.shape[1]
     return Strip(
         index=index,
         top=top,
-        regions=Regions(found.labels, first),
+        shape=(len(classes), classes.shape[1]),
+        rims=found.labels[[0, -1]],
+        first=found.first + top * classes.shape[1],
         classes=classes.ravel()[found.first],
         sums=found.sums(counts, values),
         above=continues(classes, above, nodata),
         pieces=pieces,
-        corners=corners,
+        corners=np.packbits(corners, axis=1),
         last=last,
     )
 
@@ -95,7 +100,8 @@ def continues(
     """Return where the first row of a strip continues the class of the row above, (W,) bool."""
     if above is None:
         return np.zeros(classes.shape[1], bool)
-    return (classes[0] == above) & (above != nodata)
+    same: NDArray[np.bool_] = (classes[0] == above) & (above != nodata)
+    return same
 
 
 class Keeper(Protocol):
@@ -146,12 +152,12 @@ class Seams:
         """Take in the next strip; return the regions that are finished with it."""
         own = self._number(strip)
         above = self._seam
-        self._seam = np.full_like(above, NONE) if strip.last else own[strip.regions.labels[-1]]
+        self._seam = np.full_like(above, NONE) if strip.last else own[strip.rims[1]]
         unfinished = np.concatenate((self._open, own[own != NONE]))
         self._open = np.unique(self._numbers.roots(self._seam[self._seam != NONE]))
         ended = np.setdiff1d(self._numbers.roots(unfinished), self._open)
         inside = np.flatnonzero(own[1:] == NONE) + 1
-        first = np.concatenate((strip.regions.first[inside], self._numbers.first[ended]))
+        first = np.concatenate((strip.first[inside], self._numbers.first[ended]))
         order = np.argsort(first)
         places = np.argsort(order)
         of_labels = np.full(len(own), ELSEWHERE, np.int64)
@@ -166,13 +172,13 @@ class Seams:
 
     def _number(self, strip: Strip) -> NDArray[np.int64]:
         """Return the number of every region of a strip that crosses a seam, NONE for others."""
-        labels = strip.regions.labels
-        own = numbered(labels, strip.above, strip.last, len(strip.classes), len(self._numbers))
+        rims = strip.rims
+        own = numbered(rims, strip.above, strip.last, len(strip.classes), len(self._numbers))
         crossing = own != NONE
         self._numbers = self._numbers.extended(
-            strip.regions.first[crossing], strip.classes[crossing], strip.sums[crossing], strip.index
+            strip.first[crossing], strip.classes[crossing], strip.sums[crossing], strip.index
         )
-        self._numbers.unite(self._seam[strip.above], own[labels[0][strip.above]])
+        self._numbers.unite(self._seam[strip.above], own[rims[0][strip.above]])
         return own
 
     def _collect(
@@ -193,14 +199,14 @@ class Seams:
         places = self._placed(numbers, of_numbers)
         local = (sides > 0) & (numbers == ELSEWHERE)
         places[local] = of_labels[sides[local]]
-        parts = [take(strip.pieces._replace(sides=places), (places >= 0).any(axis=1))]
-        still = ((numbers >= 0) & (self._placed(numbers, of_numbers) < 0)).any(axis=1)
+        parts = [take(strip.pieces._replace(sides=places), _any(places >= 0))]
+        still = _any((numbers >= 0) & (self._placed(numbers, of_numbers) < 0))
         self._keeper.keep(strip.index, take(strip.pieces._replace(sides=numbers), still))
         ended = np.flatnonzero(of_numbers >= 0)
         for index in range(self._since(ended, strip.index), strip.index):
             kept = self._keeper.kept(index)
             places = self._placed(kept.sides, of_numbers)
-            parts.append(take(kept._replace(sides=places), (places >= 0).any(axis=1)))
+            parts.append(take(kept._replace(sides=places), _any(places >= 0)))
         return concatenated(parts)
 
     def _placed(
@@ -217,21 +223,22 @@ class Seams:
 
 
 def numbered(
-    labels: NDArray[np.int32], above: NDArray[np.bool_], last: bool, count: int, start: int
+    rims: NDArray[np.int32], above: NDArray[np.bool_], last: bool, count: int, start: int
 ) -> NDArray[np.int64]:
     """Return the numbers of the regions of a strip that cross a seam, NONE for others.
 
     Args:
-        labels: (h, W) int32, the strip's regions, 0 … count - 1; 0 is no class.
+        rims: (2, W) int32, the regions in its first and in its last row, 0 … count - 1; 0 is no
+            class.
         above: (W,) bool, where its first row continues the row above.
         last: whether there is no strip below.
         count: number of labels.
         start: the first number to be given.
     """
     crossing = np.zeros(count, bool)
-    crossing[labels[0][above]] = True
+    crossing[rims[0][above]] = True
     if not last:
-        crossing[labels[-1]] = True
+        crossing[rims[1]] = True
     crossing[0] = False
     numbers = np.full(count, NONE, np.int64)
     numbers[crossing] = start + np.arange(np.count_nonzero(crossing))
@@ -289,6 +296,11 @@ class Numbers:
     def roots(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the roots of numbers; any shape."""
         return _roots(self.parents, numbers.ravel()).reshape(numbers.shape)
+
+
+def _any(sides: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return for which pieces something holds on one side at least; (P, 2) to (P,) bool."""
+    return sides[:, 0] | sides[:, 1]
 
 
 @compiled

@@ -11,8 +11,8 @@ first. Here a point stays, however small its triangle, where it is needed to kee
   so one of them keeps its point and what lies between them keeps an area. In one row or column the
   other arc may have been straight from the start.
 
-The other points are those of the map before simplification. So each arc can be simplified by itself,
-in any order, and comes out the same.
+The other points are those of the map before simplification. So each arc can be simplified by
+itself, in any order, and comes out the same.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def _simplify(
 
 
 @compiled
-def _thin(
-    line: NDArray[np.int32], corners: NDArray[np.uint8], limit: int
-) -> NDArray[np.bool_]:
+def _thin(line: NDArray[np.int32], corners: NDArray[np.uint8], limit: int) -> NDArray[np.bool_]:
     """Return which points of an arc stay, (n,) bool."""
     last = len(line) - 1
     closed = line[0, 0] == line[last, 0] and line[0, 1] == line[last, 1]
@@ -73,8 +71,7 @@ def _thin(
     after = np.arange(1, last + 2)
     stays = np.ones(last + 1, np.bool_)
     left = last - 1
-    heap = [(np.int64(0), 0)]
-    heap.pop()
+    heap = [(0, 0) for _ in range(0)]  # tells the compiler what will be in it
     for index in range(1, last):
         area = abs(_doubled(line[index - 1], line[index], line[index + 1]))
         if area < limit:
@@ -113,8 +110,8 @@ def _thin(
 @compiled
 def _doubled(a: NDArray[np.int32], b: NDArray[np.int32], c: NDArray[np.int32]) -> int:
     """Return twice the signed area of a triangle; positive if b is left of the way from a to c."""
-    rows, cols = np.int64(c[0]) - a[0], np.int64(c[1]) - a[1]
-    return rows * (np.int64(b[1]) - a[1]) - cols * (np.int64(b[0]) - a[0])
+    rows, cols = int(c[0]) - int(a[0]), int(c[1]) - int(a[1])
+    return rows * (int(b[1]) - int(a[1])) - cols * (int(b[0]) - int(a[0]))
 
 
 @compiled
@@ -151,18 +148,17 @@ def _span(
     a: NDArray[np.int32], b: NDArray[np.int32], c: NDArray[np.int32], row: int
 ) -> tuple[int, int]:
     """Return the first and the last column of a row that lie in a triangle."""
-    low, high = np.int64(1) << 40, -(np.int64(1) << 40)
+    low, high = 1 << 40, -(1 << 40)
     for p, q in ((a, b), (b, c), (c, a)):
-        if p[0] > q[0]:
-            p, q = q, p
-        if not p[0] <= row <= q[0]:
+        top, bottom = (p, q) if p[0] <= q[0] else (q, p)
+        if not top[0] <= row <= bottom[0]:
             continue
-        if p[0] == q[0]:
-            low, high = min(low, p[1], q[1]), max(high, p[1], q[1])
+        start, rows, cols = int(top[1]), int(bottom[0]) - int(top[0]), int(bottom[1]) - int(top[1])
+        if rows == 0:
+            low, high = min(low, start, start + cols), max(high, start, start + cols)
             continue
-        # Exact: the column where the side crosses the row, rounded down and up.
-        part = (row - np.int64(p[0])) * (np.int64(q[1]) - p[1])
-        rows = np.int64(q[0]) - p[0]
-        low = min(low, p[1] - (-part // rows))
-        high = max(high, p[1] + part // rows)
+        # Exact: the column where the side crosses the row, rounded to both sides.
+        crossing = (row - int(top[0])) * cols
+        low = min(low, start - (-crossing // rows))
+        high = max(high, start + crossing // rows)
     return low, high

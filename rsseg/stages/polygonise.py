@@ -26,8 +26,8 @@ from rsseg.ops.visvalingam import simplify
 from rsseg.progress import Step
 from rsseg.stages.ahead import ahead
 
-STRIP_PIXELS = 8_000_000
-"""About how many pixels a strip has where its rows are not given; a strip takes 40 bytes for each."""
+STRIP_PIXELS = 4_000_000
+"""About how many pixels a strip has where its rows are not given."""
 
 STRIP_STEP = 256
 """Strips are a multiple of so many rows where that fits, as TIFF tiles are."""
@@ -96,10 +96,10 @@ def polygonise(
             arcs = join(found.pieces)
             if corners is not None:
                 bits = corners.open()
-                bits[strip.top : strip.top + len(strip.corners)] = np.packbits(strip.corners, axis=1)
+                bits[strip.top : strip.top + len(strip.corners)] = strip.corners
                 arcs = simplify(arcs, bits, doubled_limit(tolerance))
             yield Batch(found, assemble(arcs, len(found.first)))
-            step.advance(strip.regions.labels.size)
+            step.advance(math.prod(strip.shape))
 
 
 def doubled_limit(tolerance: float) -> int:
@@ -110,7 +110,7 @@ def doubled_limit(tolerance: float) -> int:
 def read_strip(
     classes: Pixels, rows: int, index: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, int, bool]:
-    """Return a strip of a map, the row above it (None for the first), its top, and if it is last."""
+    """Return a strip of a map, the row above (None for the first), its top, and if it is last."""
     height, width = classes.shape
     top = index * rows
     above = classes.read(Window(top - 1, 0, 1, width))[0] if top else None

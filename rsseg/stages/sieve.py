@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from rsseg.classes import IGNORE
 from rsseg.io.pieces import Decisions, PixelFile
+from rsseg.ops.columns import stacked
 from rsseg.ops.regions import Regions, find_regions
 from rsseg.ops.sieve import Clusters, Edges, Nodes, shared_edges
 from rsseg.ops.strips import NONE, Numbers, continues, numbered
 from rsseg.progress import Step
 from rsseg.stages.ahead import ahead
 from rsseg.stages.polygonise import Pixels, read_strip
-
 
 PASSES = 3
 """How often every pixel is read."""
@@ -140,7 +140,9 @@ class _Sieve:
         )
 
     def _own(self, part: _Part, start: int) -> NDArray[np.int64]:
-        return numbered(part.regions.labels, part.above, part.last, len(part.classes), start)
+        return numbered(
+            part.regions.labels[[0, -1]], part.above, part.last, len(part.classes), start
+        )
 
     def _measure(self, part: _Part) -> None:
         """Find out which regions are one, and how large they are."""
@@ -172,9 +174,8 @@ class _Sieve:
         small = area < self._least
         small[0] = False
         edges = shared_edges(labels, small)
-        waiting = np.zeros(len(first), bool)
-        if not part.last:
-            waiting[labels[-1]] = True
+        # By first pixel: of a region that is in two parts here, one may end and the other go on.
+        waiting = np.isin(first, first[labels[-1]]) & (not part.last)
         meant = small.copy()
         meant[edges[:, :2].ravel()] = True
         meant[labels[0]] = True  # what the seam knows of them is out of date
@@ -183,8 +184,7 @@ class _Sieve:
         links = Edges(first[edges[:, 0]], first[edges[:, 1]], edges[:, 2])
         if seam is not None:
             pairs = seam.pairs(first[labels[0]], small[labels[0]], self._least)
-            links = Edges(*(np.concatenate(both) for both in zip(links, pairs, strict=True)))
-            nodes = Nodes(*(np.concatenate(both) for both in zip(nodes, seam.nodes, strict=True)))
+            links, nodes = stacked([links, pairs]), stacked([nodes, seam.nodes])
         row = labels[-1]
         return nodes, links, _Seam(first[row], area[row], part.classes[row])
 

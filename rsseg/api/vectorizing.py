@@ -1,0 +1,296 @@
+"""vectorize: the polygons of a map, as a layer that opens styled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg.classes import IGNORE, Classes
+from rsseg.errors import InputError
+from rsseg.grid import Grid, Window
+from rsseg.io.classmap import ClassMap, ClassRaster
+from rsseg.io.files import check_output, replacing, scratch_beside
+from rsseg.io.ground import row_areas
+from rsseg.io.map_classes import open_map, warn_of_strange_ids
+from rsseg.io.opening import small_cache
+from rsseg.io.polygon_file import DRIVERS, PolygonTable
+from rsseg.io.raster import Raster
+from rsseg.io.style import embed_style, polygons_qml
+from rsseg.progress import SILENT, Progress
+from rsseg.stages.polygonise import Pixels, default_strip_rows, polygonise
+from rsseg.stages.sieve import PASSES, sieve
+
+AREA_PARTS = 1 << 16
+"""Parts of a pixel in which areas are added up."""
+
+PARTS_OF_A_SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
+"""What lies beside a ``.shp`` and would be wrong beside another."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Polygons, written.
+
+    Args:
+        out: the file.
+        polygons: class name → number of polygons, of the classes written.
+        points: points of all polygons.
+    """
+
+    out: Path
+    polygons: dict[str, int]
+    points: int
+
+
+def vectorize(
+    map_path: str | Path,
+    out: str | Path,
+    *,
+    confidence: str | Path | None = None,
+    classes: Classes | None = None,
+    only: Sequence[str] = (),
+    min_area: float = 0,
+    simplify: float = 0,
+    strip_rows: int | None = None,
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Vectors:
+    """Write the regions of a map as polygons that share their edges exactly.
+
+    A region is what hangs together by the sides of its pixels. The polygons cover every pixel that
+    has a class once, those of id 0 too: no gaps, no overlaps, at any tolerance. They are the same
+    whatever the height of the strips.
+
+    Args:
+        map_path: a raster of class ids, one band; 255 and nodata are no class.
+        out: ``….gpkg``, ``….geojson`` (longitudes and latitudes, as RFC 7946 wants them), ``….fgb``
+            or ``….shp``.
+        confidence: the raster of ``predict --confidence``, of which each polygon gets the mean,
+            0 … 1.
+        classes: what the ids mean; by default what the map says.
+        only: names or ids of the classes whose polygons are wanted; by default all.
+        min_area: square metres; smaller polygons are merged into the neighbour with which they
+            share the longest edge, the smallest first, until none is left that has a neighbour.
+        simplify: metres; corners go, the smallest first, whose triangle with their neighbours has
+            an area of less than the square of it (Visvalingam and Whyatt 1993). So it is no
+            distance: a line may move by more where it is long. What borders on no class stays.
+        strip_rows: rows of the map held in memory at a time; changes no polygon.
+        workers: threads that read and draw ahead; changes no polygon.
+        overwrite: replace existing files.
+        progress: shows how far it is.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: a file cannot be read or written, an option is out of range, or the map has no
+            pixel with a class.
+        RunError: reading or writing failed on the way.
+    """
+    map_path, out = Path(map_path), Path(out)
+    _check_numbers(min_area, simplify, strip_rows, workers)
+    inputs = [map_path, *([] if confidence is None else [Path(confidence)])]
+    check_vectors(out, overwrite, inputs)
+    with small_cache(), ClassRaster(map_path) as raster, ExitStack() as stack:
+        sure = None
+        if confidence is not None:
+            sure = _Confidence(stack.enter_context(Raster(confidence)), raster)
+        mapped = open_map(raster, classes, progress)
+        known = mapped.classes
+        wanted = sorted({known.index(name) for name in only}) or range(len(known))
+        degrees = out.suffix.lower() == ".geojson" and raster.grid.crs is not None
+        scratch = stack.enter_context(scratch_beside(out))
+        shelves, work = scratch / "polygons", scratch / "work"
+        shelves.mkdir()
+        work.mkdir()
+        table = PolygonTable(
+            shelves,
+            raster.grid,
+            known,
+            wanted=wanted,
+            with_confidence=sure is not None,
+            degrees=degrees,
+        )
+        cut = _Cut.of(raster.grid, min_area, simplify, strip_rows, workers)
+        _fill(table, _Whole(mapped), sure, work, cut, map_path, progress)
+        warn_of_strange_ids(mapped, "in no polygon", progress)
+        if not len(table):
+            names = ", ".join(known.names[index] for index in wanted)
+            raise InputError(f"{map_path}: has no pixel of {names}, so there is nothing to draw")
+        _save(table, out, scratch, known, overwrite, progress)
+    counts = {known.names[index]: int(table.counts[index]) for index in wanted}
+    return Vectors(out, counts, table.points)
+
+
+def check_vectors(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Make sure that a vector file can be written at ``out``.
+
+    Raises:
+        InputError: no known ending, or it cannot be written, or a part of it exists.
+    """
+    if out.suffix.lower() not in DRIVERS:
+        raise InputError(f"{out}: not a vector file; give a name that ends in {', '.join(DRIVERS)}")
+    check_output(out, overwrite, inputs)
+    for part in _parts(out):
+        if part.exists():
+            check_output(part, overwrite, inputs)
+
+
+def _parts(out: Path) -> list[Path]:
+    """Return the files that belong to a vector file besides itself, there or not."""
+    if out.suffix.lower() != ".shp":
+        return []
+    return [out.with_suffix(suffix) for suffix in PARTS_OF_A_SHAPEFILE]
+
+
+def _check_numbers(min_area: float, simplify: float, strip_rows: int | None, workers: int) -> None:
+    for what, value in (("least area", min_area), ("tolerance", simplify)):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{what} {value}: give 0 or more")
+    if strip_rows is not None and strip_rows < 1:
+        raise InputError(f"strip rows {strip_rows}: give 1 or more")
+    if workers < 0:
+        raise InputError(f"workers {workers}: give 0 or more")
+
+
+class _Whole:
+    """A map of class ids, read in whole rows."""
+
+    def __init__(self, mapped: ClassMap) -> None:
+        self.shape = mapped.raster.grid.shape
+        self.read = mapped.read
+
+
+class _Confidence:
+    """A raster of confidences on the grid of a map.
+
+    Raises:
+        InputError: it is something else.
+    """
+
+    def __init__(self, raster: Raster, mapped: ClassRaster) -> None:
+        if raster.grid != mapped.grid:
+            raise InputError(
+                f"{raster.path}: does not lie on the pixels of {mapped.path}; "
+                "give the raster of the same run's --confidence"
+            )
+        if len(raster.bands) != 1 or raster.dtype != "uint8":
+            raise InputError(
+                f"{raster.path}: has {len(raster.bands)} bands of {raster.dtype}; "
+                "confidence is one band of uint8, 0 to 254"
+            )
+        self.shape = raster.grid.shape
+        self._raster = raster
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        values, valid = self._raster.read(window)
+        return np.where(valid, values[0], np.uint8(IGNORE))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """How a map becomes polygons, in pixels.
+
+    Args:
+        weights: (H,) int64, the area of a pixel of each row.
+        least: a region of less area is merged into a neighbour.
+        tolerance: of ``polygonise``.
+        strip_rows: rows of a strip.
+        workers: threads.
+    """
+
+    weights: NDArray[np.int64]
+    least: int
+    tolerance: float
+    strip_rows: int
+    workers: int
+
+    @classmethod
+    def of(
+        cls,
+        grid: Grid,
+        min_area: float,
+        simplify: float,
+        strip_rows: int | None,
+        workers: int,
+    ) -> _Cut:
+        areas = row_areas(grid)
+        pixel = float(areas[len(areas) // 2])
+        return cls(
+            # Whole numbers add up to the same in any order, however the map is cut.
+            weights=np.rint(areas / pixel * AREA_PARTS).astype(np.int64),
+            least=math.ceil(min_area / pixel * AREA_PARTS),
+            tolerance=simplify / math.sqrt(pixel),
+            strip_rows=strip_rows or default_strip_rows(grid.shape[1]),
+            workers=workers,
+        )
+
+
+def _fill(
+    table: PolygonTable,
+    pixels: Pixels,
+    confidence: Pixels | None,
+    work: Path,
+    cut: _Cut,
+    source: Path,
+    progress: Progress,
+) -> None:
+    """Draw the polygons."""
+    total = pixels.shape[0] * pixels.shape[1] * (1 + (PASSES if cut.least else 0))
+    with progress.step(f"vectorize {source.name}", total, "px") as step:
+        if cut.least:
+            pixels = sieve(
+                pixels,
+                work,
+                step,
+                weights=cut.weights,
+                least=cut.least,
+                strip_rows=cut.strip_rows,
+                workers=cut.workers,
+            )
+        for batch in polygonise(
+            pixels,
+            work,
+            step,
+            confidence=confidence,
+            strip_rows=cut.strip_rows,
+            tolerance=cut.tolerance,
+            workers=cut.workers,
+        ):
+            table.add(batch.regions, batch.polygons)
+
+
+def _save(
+    table: PolygonTable,
+    out: Path,
+    scratch: Path,
+    classes: Classes,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Write the vector file, its style, and let them take their names, the file itself last."""
+    written = scratch / out.name
+    with progress.step(f"save {out.name}", len(table), "polygons") as step:
+        table.write(written, out.stem, step)
+    if out.suffix.lower() == ".gpkg":
+        embed_style(written, out.stem, polygons_qml(classes))
+    for part in _parts(out):
+        new = written.with_suffix(part.name.removeprefix(out.stem))
+        if new.exists():
+            _publish(new, part)
+        else:
+            part.unlink(missing_ok=True)
+    with replacing(out, overwrite=overwrite) as temporary:
+        written.replace(temporary)
+
+
+def _publish(written: Path, path: Path) -> None:
+    with replacing(path, overwrite=True) as temporary:
+        written.replace(temporary)

@@ -1,0 +1,265 @@
+"""Polygons of a map as a vector file, from batches that come in any order and of any number."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
+from pyproj import CRS, Geod, Transformer
+
+from rsseg.classes import Classes
+from rsseg.errors import RunError
+from rsseg.grid import Grid
+from rsseg.io.geopackage import fixed_time
+from rsseg.io.ground import is_planar, row_areas
+from rsseg.ops.rings import Polygons
+from rsseg.ops.strips import Finished
+from rsseg.progress import Step
+
+DRIVERS = {
+    ".gpkg": "GPKG",
+    ".geojson": "GeoJSON",
+    ".fgb": "FlatGeobuf",
+    ".shp": "ESRI Shapefile",
+}
+"""GDAL's driver for each ending."""
+
+DEGREE_DIGITS = 9
+"""Decimals of longitudes and latitudes in GeoJSON: a tenth of a millimetre."""
+
+CONFIDENCE_SCALE = 254
+"""Confidences are stored as 0 … 254 for 0 … 1."""
+
+BATCH_BYTES = 32_000_000
+"""About how much is handed to GDAL at a time."""
+
+SHELF_PIXELS = 8_000_000
+"""About how many pixels of the map a shelf stands for."""
+
+GEOMETRY = "geometry"
+
+_WGS84 = "EPSG:4326"
+
+
+class PolygonTable:
+    """The polygons of a map, kept in a folder until a vector file can be written in their order.
+
+    They are ordered by the first pixel of each, however they were cut into batches: each goes to
+    the shelf of the rows its first pixel lies in, and is sorted when the shelf is read.
+
+    Args:
+        folder: where they are kept.
+        grid: the map's.
+        classes: of the map.
+        wanted: indices of the classes whose polygons are kept.
+        with_confidence: whether the values summed up over the regions are confidences.
+        degrees: whether coordinates are longitudes and latitudes (WGS 84) and not the map's.
+
+    Attributes:
+        counts: (K,) int64, polygons of each class so far.
+        points: points of all polygons so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        grid: Grid,
+        classes: Classes,
+        *,
+        wanted: Collection[int],
+        with_confidence: bool,
+        degrees: bool,
+    ) -> None:
+        self.counts = np.zeros(len(classes), np.int64)
+        self.points = 0
+        self._folder = folder
+        self._grid = grid
+        self._classes = classes
+        self._wanted = np.isin(np.arange(256), list(wanted))
+        self._with_confidence = with_confidence
+        self._shelf_keys = grid.shape[1] * max(1, SHELF_PIXELS // grid.shape[1])
+        self._ground = Ground(grid)
+        self._placing = Placing(grid, degrees=degrees)
+        self._batches = 0
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def add(self, regions: Finished, polygons: Polygons) -> None:
+        """Keep N polygons, ordered by first pixel, of which ``regions`` knows the sums."""
+        chosen = np.flatnonzero(self._wanted[regions.classes])
+        if not chosen.size:
+            return
+        polygons = polygons.take(chosen)
+        table = self._columns(regions, polygons, chosen)
+        shelves = regions.first[chosen] // self._shelf_keys
+        starts = np.flatnonzero(np.diff(shelves, prepend=-1))
+        for start, stop in pairwise([*starts, len(shelves)]):
+            path = self._folder / f"{shelves[start]:08d}-{self._batches:08d}.arrow"
+            part = table.slice(start, stop - start)
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, part.schema) as writer:
+                writer.write_table(part)
+        self._batches += 1
+        self.counts += np.bincount(regions.classes[chosen], minlength=len(self._classes))
+        self.points += len(polygons.points)
+
+    def _columns(
+        self, regions: Finished, polygons: Polygons, chosen: NDArray[np.int64]
+    ) -> pa.Table:
+        places = self._placing(polygons)
+        shapes = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON,
+            places,
+            (polygons.ring_offsets, polygons.polygon_offsets),
+        )
+        classes = regions.classes[chosen]
+        columns = {
+            "key": regions.first[chosen],
+            "class_id": np.array(self._classes.ids, np.int32)[classes],
+            "class_name": pa.array(self._classes.names).take(classes),
+            "area_m2": self._ground.areas(polygons),
+        }
+        if self._with_confidence:
+            sums, counted = regions.sums[chosen, 2], regions.sums[chosen, 3]
+            with np.errstate(invalid="ignore"):
+                mean = np.round(sums / counted / CONFIDENCE_SCALE, 4)
+            columns["confidence"] = pa.array(mean, from_pandas=True)
+        columns[GEOMETRY] = pa.array(shapely.to_wkb(shapes), pa.binary())
+        return pa.table(columns)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the polygons in their order, without the column they are ordered by."""
+        for shelf in sorted({path.name.partition("-")[0] for path in self._folder.glob("*.arrow")}):
+            files = sorted(self._folder.glob(f"{shelf}-*.arrow"))
+            maps = [pa.memory_map(str(path)) for path in files]
+            table = pa.concat_tables([pa.ipc.open_file(one).read_all() for one in maps])
+            order = pc.sort_indices(table, sort_keys=[("key", "ascending")])
+            sizes = pc.binary_length(table[GEOMETRY]).to_numpy()[order.to_numpy()]
+            for start, stop in _runs(sizes, BATCH_BYTES):
+                part = table.take(order.slice(start, stop - start)).drop_columns("key")
+                yield from part.combine_chunks().to_batches()
+
+    def write(self, path: Path, layer: str, step: Step) -> None:
+        """Write the polygons as a vector file, one layer, GDAL's driver by the ending.
+
+        Args:
+            path: the file, not yet at its final name.
+            layer: name of the layer.
+            step: is told of the polygons written.
+
+        Raises:
+            RunError: GDAL cannot write it, for want of disk space for example.
+        """
+        driver = DRIVERS[path.suffix.lower()]
+        schema = self._schema()
+
+        def told() -> Iterator[pa.RecordBatch]:
+            for batch in self.batches():
+                yield batch
+                step.advance(batch.num_rows)
+
+        crs = _WGS84 if self._placing.degrees else self._grid.crs
+        options = {"RFC7946": "YES", "COORDINATE_PRECISION": DEGREE_DIGITS}
+        with fixed_time(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'crs' was not provided")
+            try:
+                pyogrio.write_arrow(
+                    pa.RecordBatchReader.from_batches(schema, told()),
+                    path,
+                    layer=layer,
+                    driver=driver,
+                    geometry_name=GEOMETRY,
+                    geometry_type="Polygon",
+                    crs=crs,
+                    layer_options=options if driver == "GeoJSON" else None,
+                )
+            except (DataSourceError, DataLayerError, FeatureError, GeometryError) as error:
+                raise RunError(
+                    f"{path.name}: writing failed ({error}); is the disk full?"
+                ) from error
+
+    def _schema(self) -> pa.Schema:
+        fields = [("class_id", pa.int32()), ("class_name", pa.string()), ("area_m2", pa.float64())]
+        if self._with_confidence:
+            fields.append(("confidence", pa.float64()))
+        return pa.schema([*fields, (GEOMETRY, pa.binary())])
+
+
+class Placing:
+    """Brings polygons from corners of pixels to coordinates.
+
+    Args:
+        grid: the map's.
+        degrees: whether to longitudes and latitudes (WGS 84) and not to the map's CRS.
+    """
+
+    def __init__(self, grid: Grid, *, degrees: bool) -> None:
+        self.degrees = degrees
+        self._transform = grid.transform
+        self._to_degrees = (
+            Transformer.from_crs(grid.crs, _WGS84, always_xy=True) if degrees else None
+        )
+
+    def __call__(self, polygons: Polygons) -> NDArray[np.float64]:
+        """Return x and y of the points, (V, 2) float64; exteriors run counterclockwise."""
+        points = polygons.points
+        if self._transform.determinant > 0:  # south is up: what turned left now turns right
+            offsets = polygons.ring_offsets
+            ends = np.repeat(offsets[:-1] + offsets[1:] - 1, np.diff(offsets))
+            points = points[ends - np.arange(len(points))]
+        rows, cols = points[:, 0].astype(np.float64), points[:, 1].astype(np.float64)
+        a, b, c, d, e, f = tuple(self._transform)[:6]
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        if self._to_degrees is not None:
+            x, y = self._to_degrees.transform(x, y)
+        return np.stack([x, y], axis=1)
+
+
+class Ground:
+    """Measures polygons on the ground.
+
+    In the plane where the CRS is made for it, else on the ellipsoid, along geodesics.
+
+    Args:
+        grid: the map's.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._pixel = float(row_areas(grid)[0])
+        self._geod: Geod | None = None
+        if not is_planar(grid.crs):
+            crs = CRS.from_user_input(grid.crs)
+            self._geod = crs.get_geod()
+            self._placing = Placing(grid, degrees=False)
+            self._to_geodetic = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+
+    def areas(self, polygons: Polygons) -> NDArray[np.float64]:
+        """Return the area of each polygon, (N,) float64 in square metres."""
+        if self._geod is None:
+            return polygons.doubled_area.astype(np.float64) * (self._pixel / 2)
+        places = self._placing(polygons)
+        lon, lat = self._to_geodetic.transform(places[:, 0], places[:, 1])
+        offsets = polygons.ring_offsets
+        rings = [
+            self._geod.polygon_area_perimeter(lon[start:stop], lat[start:stop])[0]
+            for start, stop in pairwise(offsets)
+        ]
+        # Holes run the other way round and have negative areas.
+        areas: NDArray[np.float64] = np.add.reduceat(rings, polygons.polygon_offsets[:-1])
+        return areas
+
+
+def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Yield runs that add up to ``most`` or little more; at least one item each."""
+    groups = np.cumsum(sizes) // most
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    yield from pairwise([*starts.tolist(), len(sizes)])

@@ -227,6 +227,14 @@ Probabilities = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help="Also write every class's probability, a band each."),
 ]
+VectorsOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        metavar="PATH",
+        help="Also write the map's polygons (.gpkg, .geojson, .fgb, .shp) with their confidence.",
+    ),
+]
 Window = Annotated[
     int | None,
     typer.Option(
@@ -255,6 +263,56 @@ BlockRows = Annotated[
 ]
 Readers = Annotated[int, typer.Option(min=0, help="Threads that read ahead.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")]
+
+VectorFile = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="Vector file: .gpkg, .geojson, .fgb or .shp."),
+]
+MeanOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--confidence", metavar="FILE", help="Confidence of the map, whose mean each polygon gets."
+    ),
+]
+Wanted = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="NAMES",
+        show_default="all",
+        help="Names or ids of the classes to write, like building,road.",
+    ),
+]
+Legend = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", show_default="what the map says", help="TOML file of what the ids mean."
+    ),
+]
+LeastArea = Annotated[
+    float,
+    typer.Option(
+        "--min-area",
+        metavar="M2",
+        help="Merge smaller polygons into the neighbour with the longest shared edge.",
+    ),
+]
+Simplify = Annotated[
+    float,
+    typer.Option(
+        metavar="METRES",
+        help="Remove corners whose triangle with their neighbours has less area than the square of "
+        "this, smallest first (Visvalingam-Whyatt): an area, not a distance, so a line may move "
+        "by more where it is long. Twice the pixel size takes away the steps of pixels. The outer "
+        "edge of the map stays.",
+    ),
+]
+StripRows = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default="by width", help="Rows of the map held in memory; changes no polygon."
+    ),
+]
 
 MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="The map.")]
 Truth = Annotated[

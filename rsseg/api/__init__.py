@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rsseg.api.tagging import tag
     from rsseg.api.tiling import tile
     from rsseg.api.training import train
+    from rsseg.api.vectorizing import Vectors, vectorize
 
 _HOMES = {
     "Assessment": "assessing",
@@ -29,6 +30,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Sample": "sampling",
     "SiteInfo": "overview",
+    "Vectors": "vectorizing",
     "assess": "assessing",
     "draw_sample": "sampling",
     "evaluate": "evaluation",
@@ -41,6 +43,7 @@ _HOMES = {
     "tag": "tagging",
     "tile": "tiling",
     "train": "training",
+    "vectorize": "vectorizing",
     "write_report": "reporting",
 }
 
@@ -50,6 +53,7 @@ __all__ = [
     "Prediction",
     "Sample",
     "SiteInfo",
+    "Vectors",
     "assess",
     "draw_sample",
     "evaluate",
@@ -62,6 +66,7 @@ __all__ = [
     "tag",
     "tile",
     "train",
+    "vectorize",
     "write_report",
 ]
 

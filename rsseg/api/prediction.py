@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 from rsseg import __version__
 from rsseg.api.cutting import Cut
 from rsseg.api.suitability import open_suitable
-from rsseg.api.targets import Targets, sources_of
+from rsseg.api.targets import Targets, hidden_confidence, sources_of
 from rsseg.classes import Classes
 from rsseg.config import fingerprint
 from rsseg.errors import InputError
@@ -50,6 +50,7 @@ class Prediction:
         out: its map.
         confidence: the raster of the winner's probability, or None.
         probabilities: the raster of all classes' probabilities, or None.
+        vectors: its polygons, or None.
         plan: windows, blocks, disk and memory.
         seconds: what it will take at the most, measured on a few windows; None where it was run.
     """
@@ -58,13 +59,15 @@ class Prediction:
     out: Path
     confidence: Path | None
     probabilities: Path | None
+    vectors: Path | None
     plan: Plan
     seconds: float | None = None
 
     @property
     def files(self) -> list[Path]:
-        """All rasters, the map first."""
-        return [p for p in (self.out, self.confidence, self.probabilities) if p is not None]
+        """All files, the map first."""
+        files = (self.out, self.confidence, self.probabilities, self.vectors)
+        return [path for path in files if path is not None]
 
 
 def predict(
@@ -74,6 +77,7 @@ def predict(
     *,
     confidence: str | Path | None = None,
     probabilities: str | Path | None = None,
+    vectors: str | Path | None = None,
     aoi: str | Path | None = None,
     window: int | None = None,
     overlap: float | None = None,
@@ -98,6 +102,8 @@ def predict(
         confidence: where to write the winner's probability (uint8, 0 … 254 for 0 … 1, 255 =
             nodata), in the same way.
         probabilities: where to write the probability of every class, a band each, in the same way.
+        vectors: where to write the map's polygons, as ``vectorize`` does, with the mean
+            confidence of each; of several inputs or a folder, a folder with one GeoPackage each.
         aoi: polygons that say where to predict; rasters outside are left out.
         window: side of the network's windows in pixels; the checkpoint's own by default.
         overlap: share of the window by which neighbours overlap; the checkpoint's by default.
@@ -125,7 +131,7 @@ def predict(
     sources = sources_of(inputs)
     sure, shares = (None if path is None else Path(path) for path in (confidence, probabilities))
     places = Outputs(Path(out), sure, shares, overwrite=overwrite)
-    targets = Targets.of(inputs, sources, places)
+    targets = Targets.of(inputs, sources, places, None if vectors is None else Path(vectors))
     keys = _Keys.of(checkpoint, where, cut, aoi)
     orders = _orders(sources, targets, checkpoint.card, cut, aoi, progress)
     read = [Path(path) for path in (*sources, model, aoi) if path is not None]
@@ -138,17 +144,19 @@ def predict(
         return [replace(p, seconds=pace * math.prod(p.plan.windows)) for p in planned]
     targets.make_folders()
     for order in orders:
-        predict_map(
-            order.job,
-            forward,
-            replace(order.outputs, tags=_tags(checkpoint, order, cut, keys.run)),
-            classes=checkpoint.card.classes,
-            fingerprint=keys.network,
-            block_rows=block_rows,
-            workers=workers,
-            source=order.source,
-            progress=progress,
-        )
+        if not order.only_vectors:
+            predict_map(
+                order.job,
+                forward,
+                replace(order.outputs, tags=_tags(checkpoint, order, cut, keys.run)),
+                classes=checkpoint.card.classes,
+                fingerprint=keys.network,
+                block_rows=block_rows,
+                workers=workers,
+                source=order.source,
+                progress=progress,
+            )
+        order.draw(progress)
     return planned
 
 
@@ -167,34 +175,79 @@ class _Order:
         path: the raster.
         job: what to predict.
         source: the raster as it is on disk, where the job sees it resampled.
-        outputs: the files to write.
+        outputs: the rasters to write.
+        vectors: the polygons to write, or None.
+        only_vectors: whether an interrupted run has left the rasters.
     """
 
     path: Path
     job: Job
     source: Raster | None
     outputs: Outputs
+    vectors: Path | None
+    only_vectors: bool = False
 
     def planned(self, block_rows: int | None, workers: int) -> Prediction:
         """Return what it will take."""
         takes = plan(
             self.job, self.outputs, block_rows=block_rows, workers=workers, source=self.source
         )
-        to = self.outputs
-        return Prediction(self.path, to.map, to.confidence, to.probabilities, takes)
+        to, seen = self.outputs, self._for_the_user
+        sure = to.confidence if to.confidence in seen else None
+        return Prediction(self.path, to.map, sure, to.probabilities, self.vectors, takes)
 
-    def is_made(self, run_key: str) -> bool:
-        """Whether an earlier run of the same settings has finished it."""
+    @property
+    def _for_the_user(self) -> list[Path]:
+        """The rasters without the confidence that is there for the polygons alone."""
+        hidden = None if self.vectors is None else hidden_confidence(self.vectors)
+        return [path for path in self.outputs.paths if path != hidden]
+
+    def are_made(self, rasters: Sequence[Path], run_key: str) -> bool:
+        """Whether an earlier run of the same settings has finished rasters."""
         files = [self.path] if self.job.area is None else [self.path, self.job.area.path]
         newest = max(file.stat().st_mtime_ns for file in files if file.exists())
         return all(
             result.is_file() and result.stat().st_mtime_ns >= newest and _made_by(result, run_key)
-            for result in self.outputs.paths
+            for result in rasters
         )
+
+    def is_made(self, run_key: str) -> bool:
+        """Whether an earlier run of the same settings has finished it."""
+        drawn = self.vectors is None or (
+            self.vectors.is_file()
+            and self.outputs.map.is_file()
+            and self.vectors.stat().st_mtime_ns >= self.outputs.map.stat().st_mtime_ns
+        )
+        return drawn and self.are_made(self._for_the_user, run_key)
+
+    def unmade(self, run_key: str) -> _Order:
+        """Return what an interrupted run has left to do of it."""
+        return replace(self, only_vectors=self.are_made(self.outputs.paths, run_key))
+
+    def draw(self, progress: Progress) -> None:
+        """Write the polygons of the map, if they are wanted."""
+        if self.vectors is None:
+            return
+        # Only now: it brings a compiler along.
+        from rsseg.api.vectorizing import vectorize
+
+        to = self.outputs
+        vectorize(
+            to.map,
+            self.vectors,
+            confidence=to.confidence,
+            overwrite=to.overwrite,
+            progress=progress,
+        )
+        hidden_confidence(self.vectors).unlink(missing_ok=True)
 
     def check(self, targets: Targets, classes: Classes, run_key: str, read: Sequence[Path]) -> None:
         """Raise InputError where the outputs cannot be written."""
         to = self.outputs
+        if self.vectors is not None:
+            targets.check_vectors(self.vectors, to.overwrite, read)
+        if self.only_vectors:
+            return
         targets.check_file(to.map, classes, to.overwrite, read, [self.path, *to.others])
         BlockStore(to.scratch, "", 1, self.job.shape, 1)
         for path in to.others:
@@ -240,7 +293,7 @@ def _orders(
         job = Job(
             raster, card.bands, len(card.classes), cut.window, cut.overlap, cut.batch_size, area
         )
-        orders.append(_Order(path, job, source, targets.of_source(path)))
+        orders.append(_Order(path, job, source, targets.of_source(path), targets.vectors_of(path)))
     if not orders and missed is not None:
         raise missed
     return orders
@@ -282,7 +335,7 @@ def _unmade(
 
     Where only some are there, the run was interrupted and goes on; where all are, it was not.
     """
-    left = [order for order in orders if not order.is_made(run_key)] or list(orders)
+    left = [order.unmade(run_key) for order in orders if not order.is_made(run_key)] or list(orders)
     if len(left) < len(orders):
         progress.note(f"{len(orders) - len(left)} of {len(orders)} maps were made before")
     for order in left:

@@ -11,9 +11,15 @@ from rsseg.errors import InputError
 from rsseg.io.files import check_output
 from rsseg.io.mapfile import check_map
 from rsseg.io.raster import list_rasters
+from rsseg.io.vector_output import check_vectors
 from rsseg.stages.outputs import Outputs
 
 SUFFIXES = (".tif", ".tiff")
+
+
+def hidden_confidence(vectors: Path) -> Path:
+    """Return where the confidence waits that nobody asked for but the polygons need."""
+    return vectors.with_name(f".{vectors.stem}.confidence.tif")
 
 
 def sources_of(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -42,23 +48,29 @@ class Targets:
     """Where the maps go.
 
     Args:
-        places: the files to write, or the folders for them.
+        places: the rasters to write, or the folders for them.
         several: whether they are folders.
+        vectors: the polygons to write, or the folder for them; or None.
     """
 
     places: Outputs
     several: bool
+    vectors: Path | None
 
     @classmethod
     def of(
-        cls, inputs: str | Path | Sequence[str | Path], sources: Sequence[Path], places: Outputs
+        cls,
+        inputs: str | Path | Sequence[str | Path],
+        sources: Sequence[Path],
+        places: Outputs,
+        vectors: Path | None,
     ) -> Targets:
         """Check the names.
 
         Raises:
             InputError: no GeoTIFF's name, no place for a folder, or two outputs of one name.
         """
-        targets = cls(places, _several(inputs))
+        targets = cls(places, _several(inputs), vectors)
         for path in places.paths:
             if targets.several:
                 _check_folder(path)
@@ -67,6 +79,8 @@ class Targets:
         places.check_distinct()
         if targets.several:
             _check_stems(sources)
+            if vectors is not None:
+                _check_folder(vectors)
         return targets
 
     @property
@@ -77,15 +91,29 @@ class Targets:
 
     def of_source(self, source: Path) -> Outputs:
         """Return the files of one raster."""
-        if not self.several:
-            return self.places
         one, name = self.places, f"{source.stem}.tif"
-        return replace(
-            one,
-            map=one.map / name,
-            confidence=one.confidence and one.confidence / name,
-            probabilities=one.probabilities and one.probabilities / name,
-        )
+        if self.several:
+            one = replace(
+                one,
+                map=one.map / name,
+                confidence=one.confidence and one.confidence / name,
+                probabilities=one.probabilities and one.probabilities / name,
+            )
+        vectors = self.vectors_of(source)
+        if vectors is not None and one.confidence is None:
+            one = replace(one, confidence=hidden_confidence(vectors))
+        return one
+
+    def vectors_of(self, source: Path) -> Path | None:
+        """Return where the polygons of one raster go, or None."""
+        if self.vectors is None or not self.several:
+            return self.vectors
+        return self.vectors / f"{source.stem}.gpkg"
+
+    def check_vectors(self, path: Path, overwrite: bool, read: Sequence[Path]) -> None:
+        """Raise InputError where polygons cannot be written, unless their folder is yet to come."""
+        if path.parent.is_dir() or not self.several:
+            check_vectors(path, overwrite, read)
 
     def check_file(
         self,
@@ -102,7 +130,7 @@ class Targets:
     def make_folders(self) -> None:
         """Create the folders of several maps."""
         if self.several:
-            for folder in self.places.paths:
+            for folder in (*self.places.paths, *([] if self.vectors is None else [self.vectors])):
                 folder.mkdir(exist_ok=True)
 
 

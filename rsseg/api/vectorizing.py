@@ -15,22 +15,20 @@ from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.classmap import ClassMap, ClassRaster
-from rsseg.io.files import check_output, replacing, scratch_beside
+from rsseg.io.files import scratch_beside
 from rsseg.io.ground import row_areas
 from rsseg.io.map_classes import open_map, warn_of_strange_ids
 from rsseg.io.opening import small_cache
-from rsseg.io.polygon_file import DRIVERS, PolygonTable
+from rsseg.io.polygon_file import PolygonTable
 from rsseg.io.raster import Raster
 from rsseg.io.style import embed_style, polygons_qml
+from rsseg.io.vector_output import check_vectors, publish
 from rsseg.progress import SILENT, Progress
 from rsseg.stages.polygonise import Pixels, default_strip_rows, polygonise
 from rsseg.stages.sieve import PASSES, sieve
 
 AREA_PARTS = 1 << 16
 """Parts of a pixel in which areas are added up."""
-
-PARTS_OF_A_SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
-"""What lies beside a ``.shp`` and would be wrong beside another."""
 
 
 @dataclass(frozen=True)
@@ -127,27 +125,6 @@ def vectorize(
         _save(table, out, scratch, known, overwrite, progress)
     counts = {known.names[index]: int(table.counts[index]) for index in wanted}
     return Vectors(out, counts, table.points)
-
-
-def check_vectors(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
-    """Make sure that a vector file can be written at ``out``.
-
-    Raises:
-        InputError: no known ending, or it cannot be written, or a part of it exists.
-    """
-    if out.suffix.lower() not in DRIVERS:
-        raise InputError(f"{out}: not a vector file; give a name that ends in {', '.join(DRIVERS)}")
-    check_output(out, overwrite, inputs)
-    for part in _parts(out):
-        if part.exists():
-            check_output(part, overwrite, inputs)
-
-
-def _parts(out: Path) -> list[Path]:
-    """Return the files that belong to a vector file besides itself, there or not."""
-    if out.suffix.lower() != ".shp":
-        return []
-    return [out.with_suffix(suffix) for suffix in PARTS_OF_A_SHAPEFILE]
 
 
 def _check_numbers(min_area: float, simplify: float, strip_rows: int | None, workers: int) -> None:
@@ -281,16 +258,4 @@ def _save(
         table.write(written, out.stem, step)
     if out.suffix.lower() == ".gpkg":
         embed_style(written, out.stem, polygons_qml(classes))
-    for part in _parts(out):
-        new = written.with_suffix(part.name.removeprefix(out.stem))
-        if new.exists():
-            _publish(new, part)
-        else:
-            part.unlink(missing_ok=True)
-    with replacing(out, overwrite=overwrite) as temporary:
-        written.replace(temporary)
-
-
-def _publish(written: Path, path: Path) -> None:
-    with replacing(path, overwrite=True) as temporary:
-        written.replace(temporary)
+    publish(written, out, overwrite)

@@ -1,4 +1,4 @@
-"""The commands that write maps: predict, export."""
+"""The commands that write maps: predict, vectorize, export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from rsseg.options import (
     Gsd,
     LayerName,
     LayerOut,
+    LeastArea,
+    Legend,
     MapOut,
+    MapPath,
+    MeanOf,
     Model,
     Overlap,
     Overwrite,
@@ -26,9 +30,14 @@ from rsseg.options import (
     Quiet,
     Readers,
     SceneName,
+    Simplify,
     SitePath,
     Sources,
+    StripRows,
+    VectorFile,
+    VectorsOut,
     Verbose,
+    Wanted,
     Window,
 )
 
@@ -43,6 +52,7 @@ def predict(
     out: MapOut,
     confidence: Confidence = None,
     probabilities: Probabilities = None,
+    vectors: VectorsOut = None,
     aoi: Aoi = None,
     window: Window = None,
     overlap: Overlap = None,
@@ -66,6 +76,7 @@ def predict(
             out,
             confidence=confidence,
             probabilities=probabilities,
+            vectors=vectors,
             aoi=aoi,
             window=window,
             overlap=overlap,
@@ -101,6 +112,44 @@ def _print_plans(planned: Sequence[Prediction]) -> None:
     ]
     columns = ["raster", "pixels", "windows", "blocks", "disk, at most", "arrays", "time, at most"]
     print_table(columns, rows)
+
+
+def vectorize(
+    context: typer.Context,
+    map_path: MapPath,
+    out: VectorFile,
+    confidence: MeanOf = None,
+    wanted: Wanted = None,
+    legend: Legend = None,
+    min_area: LeastArea = 0.0,
+    simplify: Simplify = 0.0,
+    strip_rows: StripRows = None,
+    workers: Readers = 2,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw a map as polygons that share their edges: no gaps, no overlaps."""
+    from rsseg.api import vectorize
+    from rsseg.classes import Classes
+    from rsseg.console import print_table
+
+    with open_console(context, quiet, verbose) as console:
+        found = vectorize(
+            map_path,
+            out,
+            confidence=confidence,
+            classes=None if legend is None else Classes.parse(str(legend)),
+            only=() if wanted is None else wanted.split(","),
+            min_area=min_area,
+            simplify=simplify,
+            strip_rows=strip_rows,
+            workers=workers,
+            overwrite=overwrite,
+            progress=console,
+        )
+        print_table(["class", "polygons"], [[n, str(c)] for n, c in found.polygons.items()])
+        print_paths([found.out])
 
 
 def export(

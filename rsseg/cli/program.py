@@ -12,7 +12,7 @@ import typer
 from rsseg.cli.assessing import assess_app
 from rsseg.cli.looking import demo, info, quicklook
 from rsseg.cli.making import pseudo_label, tag, tile, train
-from rsseg.cli.mapping import export, predict
+from rsseg.cli.mapping import export, predict, vectorize
 from rsseg.cli.quality import evaluate
 from rsseg.cli.weights import weights_app
 from rsseg.errors import RssegError
@@ -29,10 +29,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="The way: tile, tag, pseudo-label, train, predict, evaluate. Try it with: rsseg demo",
+    epilog="The way: tile, tag, pseudo-label, train, predict, vectorize, evaluate. "
+    "Try it with: rsseg demo",
 )
 # Here and not where they are defined, so that --help has them in this order.
-for _command in (tile, tag, pseudo_label, train, predict, evaluate, info, quicklook, export, demo):
+for _command in (
+    *(tile, tag, pseudo_label, train, predict, vectorize, evaluate),
+    *(info, quicklook, export, demo),
+):
     app.command()(_command)
 app.add_typer(assess_app, name="assess")
 app.add_typer(weights_app, name="weights")

@@ -21,17 +21,10 @@ from rsseg.errors import RunError
 from rsseg.grid import Grid
 from rsseg.io.geopackage import fixed_time
 from rsseg.io.ground import is_planar, row_areas
+from rsseg.io.vector_output import DRIVERS
 from rsseg.ops.rings import Polygons
 from rsseg.ops.strips import Finished
 from rsseg.progress import Step
-
-DRIVERS = {
-    ".gpkg": "GPKG",
-    ".geojson": "GeoJSON",
-    ".fgb": "FlatGeobuf",
-    ".shp": "ESRI Shapefile",
-}
-"""GDAL's driver for each ending."""
 
 DEGREE_DIGITS = 9
 """Decimals of longitudes and latitudes in GeoJSON: a tenth of a millimetre."""

@@ -25,6 +25,7 @@ from rsseg.io.blocks import BlockStore
 from rsseg.io.opening import open_dataset
 from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
+from rsseg.io.vector_output import check_degrees
 from rsseg.nets.checkpoint import Card, Checkpoint
 from rsseg.nets.device import pick_device
 from rsseg.nets.segmenter import Forward
@@ -246,6 +247,7 @@ class _Order:
         to = self.outputs
         if self.vectors is not None:
             targets.check_vectors(self.vectors, to.overwrite, read)
+            check_degrees(self.vectors, self.job.raster.grid.crs, self.path)
         if self.only_vectors:
             return
         targets.check_file(to.map, classes, to.overwrite, read, [self.path, *to.others])

@@ -22,7 +22,7 @@ from rsseg.io.opening import small_cache
 from rsseg.io.polygon_file import PolygonTable
 from rsseg.io.raster import Raster
 from rsseg.io.style import embed_style, polygons_qml
-from rsseg.io.vector_output import check_vectors, publish
+from rsseg.io.vector_output import check_degrees, check_vectors, publish
 from rsseg.progress import SILENT, Progress
 from rsseg.stages.polygonise import Pixels, default_strip_rows, polygonise
 from rsseg.stages.sieve import PASSES, sieve
@@ -97,13 +97,13 @@ def vectorize(
     inputs = [map_path, *([] if confidence is None else [Path(confidence)])]
     check_vectors(out, overwrite, inputs)
     with small_cache(), ClassRaster(map_path) as raster, ExitStack() as stack:
+        check_degrees(out, raster.grid.crs, map_path)
         sure = None
         if confidence is not None:
             sure = _Confidence(stack.enter_context(Raster(confidence)), raster)
         mapped = open_map(raster, classes, progress)
         known = mapped.classes
         wanted = sorted({known.index(name) for name in only}) or range(len(known))
-        degrees = out.suffix.lower() == ".geojson" and raster.grid.crs is not None
         scratch = stack.enter_context(scratch_beside(out))
         shelves, work = scratch / "polygons", scratch / "work"
         shelves.mkdir()
@@ -114,7 +114,7 @@ def vectorize(
             known,
             wanted=wanted,
             with_confidence=sure is not None,
-            degrees=degrees,
+            degrees=out.suffix.lower() == ".geojson",
         )
         cut = _Cut.of(raster.grid, min_area, simplify, strip_rows, workers)
         _fill(table, _Whole(mapped), sure, work, cut, map_path, progress)
@@ -203,7 +203,8 @@ class _Cut:
         return cls(
             # Whole numbers add up to the same in any order, however the map is cut.
             weights=np.rint(areas / pixel * AREA_PARTS).astype(np.int64),
-            least=math.ceil(min_area / pixel * AREA_PARTS),
+            # Rounded, for 0.27 m² are 3 pixels of 0.3 m; no map has more than 2^62 parts.
+            least=round(min(min_area / pixel * AREA_PARTS, 2.0**62)),
             tolerance=simplify / math.sqrt(pixel),
             strip_rows=strip_rows or default_strip_rows(grid.shape[1]),
             workers=workers,
@@ -253,7 +254,8 @@ def _save(
     progress: Progress,
 ) -> None:
     """Write the vector file, its style, and let them take their names, the file itself last."""
-    written = scratch / out.name
+    # GDAL gives the files of a Shapefile small endings, whatever the name asks for.
+    written = scratch / f"{out.stem}{out.suffix.lower()}"
     with progress.step(f"save {out.name}", len(table), "polygons") as step:
         table.write(written, out.stem, step)
     if out.suffix.lower() == ".gpkg":

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
 
 from rsseg.grid import Grid
 
@@ -66,7 +67,10 @@ def row_areas(grid: Grid) -> NDArray[np.float64]:
 def _projection(crs: CRS) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a PROJ string does not say all of a CRS
-        return str(crs.to_dict().get("proj", ""))
+        try:
+            return str(crs.to_dict().get("proj", ""))
+        except CRSError:  # PROJ has none for local (engineering) CRSs
+            return ""
 
 
 def _unit(crs: CRS) -> float:

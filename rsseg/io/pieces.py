@@ -10,35 +10,51 @@ from numpy.typing import NDArray
 from rsseg.grid import Window
 from rsseg.ops.arcs import Pieces
 
+MEMORY = 64_000_000
+"""Bytes of pieces that wait in memory and not on disk."""
+
 
 class PieceFiles:
-    """A ``Keeper`` with a file for each strip.
+    """A ``Keeper`` with a file for each strip, written when memory for it runs out.
 
     Args:
         folder: where the files lie.
+        memory: bytes of pieces that may stay in memory, those of the last strips.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: int = MEMORY) -> None:
         self._folder = folder
+        self._memory = memory
+        self._held: dict[int, Pieces] = {}
         self._oldest = 0
 
     def keep(self, strip: int, pieces: Pieces) -> None:
-        """Write the pieces of a strip."""
-        np.savez(self._file(strip), **pieces._asdict())
+        """Keep the pieces of a strip."""
+        self._held[strip] = pieces
+        while self._held and sum(map(_size, self._held.values())) > self._memory:
+            first = min(self._held)
+            np.savez(self._file(first), **self._held.pop(first)._asdict())
 
     def kept(self, strip: int) -> Pieces:
-        """Read the pieces of a strip."""
+        """Return the pieces of a strip."""
+        if strip in self._held:
+            return self._held[strip]
         with np.load(self._file(strip), allow_pickle=False) as arrays:
             return Pieces(**{name: arrays[name] for name in Pieces._fields})
 
     def drop(self, before: int) -> None:
-        """Delete the files of the strips before this one."""
+        """Forget the strips before this one."""
         for strip in range(self._oldest, before):
-            self._file(strip).unlink()
+            if self._held.pop(strip, None) is None:
+                self._file(strip).unlink()
         self._oldest = max(self._oldest, before)
 
     def _file(self, strip: int) -> Path:
         return self._folder / f"{strip:06d}.npz"
+
+
+def _size(pieces: Pieces) -> int:
+    return sum(column.nbytes for column in pieces)
 
 
 class CornerFile:

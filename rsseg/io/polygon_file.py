@@ -21,7 +21,7 @@ from rsseg.errors import RunError
 from rsseg.grid import Grid
 from rsseg.io.geopackage import fixed_time
 from rsseg.io.ground import is_planar, row_areas
-from rsseg.io.vector_output import DRIVERS
+from rsseg.io.vector_output import DRIVERS, WGS84
 from rsseg.ops.rings import Polygons
 from rsseg.ops.strips import Finished
 from rsseg.progress import Step
@@ -35,12 +35,13 @@ CONFIDENCE_SCALE = 254
 BATCH_BYTES = 32_000_000
 """About how much is handed to GDAL at a time."""
 
+PART_POINTS = 500_000
+"""About how many points are brought to coordinates at a time."""
+
 SHELF_PIXELS = 8_000_000
 """About how many pixels of the map a shelf stands for."""
 
 GEOMETRY = "geometry"
-
-_WGS84 = "EPSG:4326"
 
 
 class PolygonTable:
@@ -82,7 +83,7 @@ class PolygonTable:
         self._shelf_keys = grid.shape[1] * max(1, SHELF_PIXELS // grid.shape[1])
         self._ground = Ground(grid)
         self._placing = Placing(grid, degrees=degrees)
-        self._batches = 0
+        self._parts = 0
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -90,20 +91,23 @@ class PolygonTable:
     def add(self, regions: Finished, polygons: Polygons) -> None:
         """Keep N polygons, ordered by first pixel, of which ``regions`` knows the sums."""
         chosen = np.flatnonzero(self._wanted[regions.classes])
-        if not chosen.size:
-            return
-        polygons = polygons.take(chosen)
-        table = self._columns(regions, polygons, chosen)
+        sizes = np.diff(polygons.ring_offsets[polygons.polygon_offsets])[chosen]
+        for start, stop in _runs(sizes, PART_POINTS):
+            self._keep(regions, polygons, chosen[start:stop])
+
+    def _keep(self, regions: Finished, polygons: Polygons, chosen: NDArray[np.int64]) -> None:
+        part = polygons.take(chosen)
+        table = self._columns(regions, part, chosen)
         shelves = regions.first[chosen] // self._shelf_keys
         starts = np.flatnonzero(np.diff(shelves, prepend=-1))
         for start, stop in pairwise([*starts, len(shelves)]):
-            path = self._folder / f"{shelves[start]:08d}-{self._batches:08d}.arrow"
-            part = table.slice(start, stop - start)
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, part.schema) as writer:
-                writer.write_table(part)
-        self._batches += 1
+            path = self._folder / f"{shelves[start]:08d}-{self._parts:08d}.arrow"
+            rows = table.slice(start, stop - start)
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+                writer.write_table(rows)
+        self._parts += 1
         self.counts += np.bincount(regions.classes[chosen], minlength=len(self._classes))
-        self.points += len(polygons.points)
+        self.points += len(part.points)
 
     def _columns(
         self, regions: Finished, polygons: Polygons, chosen: NDArray[np.int64]
@@ -160,7 +164,7 @@ class PolygonTable:
                 yield batch
                 step.advance(batch.num_rows)
 
-        crs = _WGS84 if self._placing.degrees else self._grid.crs
+        crs = WGS84 if self._placing.degrees else self._grid.crs
         options = {"RFC7946": "YES", "COORDINATE_PRECISION": DEGREE_DIGITS}
         with fixed_time(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'crs' was not provided")
@@ -199,7 +203,7 @@ class Placing:
         self.degrees = degrees
         self._transform = grid.transform
         self._to_degrees = (
-            Transformer.from_crs(grid.crs, _WGS84, always_xy=True) if degrees else None
+            Transformer.from_crs(grid.crs, WGS84, always_xy=True) if degrees else None
         )
 
     def __call__(self, polygons: Polygons) -> NDArray[np.float64]:

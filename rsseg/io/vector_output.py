@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
+
 from rsseg.errors import InputError
 from rsseg.io.files import check_output, replacing
+from rsseg.io.geopackage import check_geopackage
 
 DRIVERS = {
     ".gpkg": "GPKG",
@@ -15,6 +19,9 @@ DRIVERS = {
     ".shp": "ESRI Shapefile",
 }
 """GDAL's driver for each ending."""
+
+WGS84 = "EPSG:4326"
+"""The CRS of GeoJSON."""
 
 PARTS_OF_A_SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
 """What lies beside a ``.shp`` and would be wrong beside another."""
@@ -29,12 +36,42 @@ def check_vectors(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> No
         inputs: files that the same run reads.
 
     Raises:
-        InputError: no known ending, or see ``check_output``.
+        InputError: no known ending, a name that GeoPackages keep for themselves, one that is open
+            in another program, or see ``check_output``.
     """
     if out.suffix.lower() not in DRIVERS:
         raise InputError(f"{out}: not a vector file; give a name that ends in {', '.join(DRIVERS)}")
+    if out.suffix.lower() == ".gpkg":
+        _check_layer(out)
+        check_geopackage(out, overwrite, inputs)
     for path in (out, *(part for part in _parts(out) if part.exists())):
         check_output(path, overwrite, inputs)
+
+
+def check_degrees(out: Path, crs: str | None, source: Path) -> None:
+    """Make sure that a map's polygons can be longitudes and latitudes where the format wants that.
+
+    Args:
+        out: the vector file to be written.
+        crs: the map's.
+        source: what to call the map in messages.
+
+    Raises:
+        InputError: GeoJSON is to be written of a map that has no CRS, or one that lies nowhere.
+    """
+    if out.suffix.lower() != ".geojson":
+        return
+    try:
+        if crs is not None:
+            Transformer.from_crs(crs, WGS84, always_xy=True)
+            return
+        found = "has no CRS"
+    except ProjError:
+        found = "has a CRS of its own"
+    raise InputError(
+        f"{source}: {found}, and GeoJSON is in longitudes and latitudes; "
+        "give another format, or assign a CRS with gdal_edit.py -a_srs"
+    )
 
 
 def publish(written: Path, out: Path, overwrite: bool) -> None:
@@ -56,6 +93,14 @@ def publish(written: Path, out: Path, overwrite: bool) -> None:
         else:
             part.unlink(missing_ok=True)
     _move(written, out, overwrite)
+
+
+def _check_layer(out: Path) -> None:
+    name = out.stem.lower()
+    if name.startswith(("gpkg", "sqlite_")) or name == "layer_styles":
+        raise InputError(
+            f"{out}: GeoPackages keep the name {out.stem!r} for themselves; give another name"
+        )
 
 
 def _parts(out: Path) -> list[Path]:

@@ -26,11 +26,11 @@ from rsseg.ops.visvalingam import simplify
 from rsseg.progress import Step
 from rsseg.stages.ahead import ahead
 
-STRIP_PIXELS = 4_000_000
-"""About how many pixels a strip has where its rows are not given."""
+STRIP_PIXELS = 3_000_000
+"""About how many pixels a strip has where its rows are not given …"""
 
-STRIP_STEP = 256
-"""Strips are a multiple of so many rows where that fits, as TIFF tiles are."""
+STRIP_ROWS = 64
+"""… and how many rows it has at the least: each seam has its price."""
 
 
 class Pixels(Protocol):
@@ -59,8 +59,7 @@ class Batch:
 
 def default_strip_rows(width: int) -> int:
     """Return how many rows a strip of a raster of this width has by default."""
-    rows = max(1, STRIP_PIXELS // width)
-    return rows if rows < STRIP_STEP else rows // STRIP_STEP * STRIP_STEP
+    return max(STRIP_ROWS, STRIP_PIXELS // width)
 
 
 def polygonise(
@@ -104,7 +103,7 @@ def polygonise(
 
 def doubled_limit(tolerance: float) -> int:
     """Return the least doubled area, a whole number, of a triangle that stays."""
-    return math.ceil(2 * tolerance**2)
+    return math.ceil(min(2 * tolerance * tolerance, 2.0**62))
 
 
 def read_strip(

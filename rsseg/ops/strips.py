@@ -8,18 +8,42 @@ even here: they are handed to whoever keeps them (``Keeper``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsseg.ops.arcs import ELSEWHERE, OUTSIDE, Pieces, concatenated, take, trace
+from rsseg.ops.columns import stacked, taken
 from rsseg.ops.compiled import compiled
 from rsseg.ops.regions import find_regions, find_root
 
 NONE = -1
 """The number of what has no region, or no number."""
+
+INSIDE = -2
+"""Region n of a strip, where it lies wholly inside, has the code -2 - n; others their number."""
+
+GROUP_POINTS = 2_000_000
+"""About how many points of finished regions are handed out at a time."""
+
+
+class About(NamedTuple):
+    """What is known of N regions.
+
+    Attributes:
+        first: (N,) int64, the first pixel of each in the raster.
+        classes: (N,) uint8.
+        sums: (N, 4) int64 of ``Regions.sums``.
+        points: (N,) int64, about how many points run along each.
+    """
+
+    first: NDArray[np.int64]
+    classes: NDArray[np.uint8]
+    sums: NDArray[np.int64]
+    points: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +58,7 @@ class Strip:
         first: (N + 1,) int64, the first pixel in the raster of each of the N regions.
         classes: (N + 1,) uint8, the class of each region.
         sums: (N + 1, 4) int64 of ``Regions.sums``.
+        points: (N + 1,) int64, the points of the pieces along each region.
         above: (W,) bool, where its first row continues the class of the row above.
         pieces: the pieces of arcs.
         corners: (lines, ceil((W + 1) / 8)) uint8, a bit where arcs turn or end.
@@ -47,10 +72,15 @@ class Strip:
     first: NDArray[np.int64]
     classes: NDArray[np.uint8]
     sums: NDArray[np.int64]
+    points: NDArray[np.int64]
     above: NDArray[np.bool_]
     pieces: Pieces
     corners: NDArray[np.uint8]
     last: bool
+
+    def about(self, labels: NDArray[np.int64]) -> About:
+        """Return what is known of some of its regions."""
+        return taken(About(self.first, self.classes, self.sums, self.points), labels)
 
 
 def draw_strip(
@@ -87,11 +117,19 @@ def draw_strip(
         first=found.first + top * classes.shape[1],
         classes=classes.ravel()[found.first],
         sums=found.sums(counts, values),
+        points=_points(pieces, len(found.first)),
         above=continues(classes, above, nodata),
         pieces=pieces,
         corners=np.packbits(corners, axis=1),
         last=last,
     )
+
+
+def _points(pieces: Pieces, count: int) -> NDArray[np.int64]:
+    """Return how many points run along each region of a strip."""
+    lengths = np.repeat(np.diff(pieces.offsets), 2)
+    sides = np.maximum(pieces.sides.ravel(), 0)
+    return np.bincount(sides, lengths, minlength=count).astype(np.int64)
 
 
 def continues(
@@ -140,83 +178,72 @@ class Seams:
     Args:
         width: pixels in a row.
         keeper: keeps the pieces of arcs around what is not finished.
+        group_points: about how many points are handed out at a time, unless one region has more.
     """
 
-    def __init__(self, width: int, keeper: Keeper) -> None:
+    def __init__(self, width: int, keeper: Keeper, group_points: int = GROUP_POINTS) -> None:
         self._keeper = keeper
+        self._group_points = group_points
         self._numbers = Numbers.none()
         self._seam = np.full(width, NONE, np.int64)
         self._open = np.empty(0, np.int64)
 
-    def add(self, strip: Strip) -> Finished:
-        """Take in the next strip; return the regions that are finished with it."""
+    def add(self, strip: Strip) -> Iterator[Finished]:
+        """Take in the next strip; yield the regions that are finished with it, in groups.
+
+        All groups must be taken before the next strip is added.
+        """
         own = self._number(strip)
-        above = self._seam
-        self._seam = np.full_like(above, NONE) if strip.last else own[strip.rims[1]]
+        pieces = strip.pieces._replace(sides=_coded(strip.pieces.sides, own, self._seam))
+        self._seam = np.full_like(self._seam, NONE) if strip.last else own[strip.rims[1]]
         unfinished = np.concatenate((self._open, own[own != NONE]))
         self._open = np.unique(self._numbers.roots(self._seam[self._seam != NONE]))
         ended = np.setdiff1d(self._numbers.roots(unfinished), self._open)
         inside = np.flatnonzero(own[1:] == NONE) + 1
-        first = np.concatenate((strip.first[inside], self._numbers.first[ended]))
-        order = np.argsort(first)
-        places = np.argsort(order)
-        of_labels = np.full(len(own), ELSEWHERE, np.int64)
-        of_labels[inside], of_labels[0] = places[: len(inside)], OUTSIDE
-        of_numbers = np.full(len(self._numbers), ELSEWHERE, np.int64)
-        of_numbers[ended] = places[len(inside) :]
-        pieces = self._collect(strip, own, above, of_labels, of_numbers)
-        self._keeper.drop(self._since(self._open, strip.index + 1))
-        classes = np.concatenate((strip.classes[inside], self._numbers.classes[ended]))
-        sums = np.concatenate((strip.sums[inside], self._numbers.sums[ended]))
-        return Finished(classes[order], first[order], sums[order], pieces)
+        within, across = strip.about(inside), self._numbers.about(ended)
+        known, codes = stacked([within, across]), np.concatenate((INSIDE - inside, ended))
+        order = np.argsort(known.first)
+        groups = np.cumsum(known.points[order]) // self._group_points
+        for chosen in np.split(order, np.flatnonzero(np.diff(groups)) + 1):
+            about = taken(known, chosen)
+            around = self._around(strip, pieces, codes[chosen])
+            yield Finished(about.classes, about.first, about.sums, around)
+        self._keep(strip.index, pieces)
 
     def _number(self, strip: Strip) -> NDArray[np.int64]:
         """Return the number of every region of a strip that crosses a seam, NONE for others."""
         rims = strip.rims
         own = numbered(rims, strip.above, strip.last, len(strip.classes), len(self._numbers))
-        crossing = own != NONE
-        self._numbers = self._numbers.extended(
-            strip.first[crossing], strip.classes[crossing], strip.sums[crossing], strip.index
-        )
+        crossing = np.flatnonzero(own != NONE)
+        self._numbers = self._numbers.extended(strip.about(crossing), strip.index)
         self._numbers.unite(self._seam[strip.above], own[rims[0][strip.above]])
         return own
 
-    def _collect(
-        self,
-        strip: Strip,
-        own: NDArray[np.int64],
-        above: NDArray[np.int64],
-        of_labels: NDArray[np.int64],
-        of_numbers: NDArray[np.int64],
-    ) -> Pieces:
-        """Return the pieces around what is finished; keep those around what is not."""
-        sides = strip.pieces.sides
-        numbers = np.where(sides > 0, own[np.maximum(sides, 0)], ELSEWHERE)
-        upper = sides < 0
-        numbers[upper] = above[-1 - sides[upper]]
-        numbers[sides == 0] = OUTSIDE
-        numbers[(sides > 0) & (numbers == NONE)] = ELSEWHERE
-        places = self._placed(numbers, of_numbers)
-        local = (sides > 0) & (numbers == ELSEWHERE)
-        places[local] = of_labels[sides[local]]
-        parts = [take(strip.pieces._replace(sides=places), _any(places >= 0))]
-        still = _any((numbers >= 0) & (self._placed(numbers, of_numbers) < 0))
-        self._keeper.keep(strip.index, take(strip.pieces._replace(sides=numbers), still))
-        ended = np.flatnonzero(of_numbers >= 0)
-        for index in range(self._since(ended, strip.index), strip.index):
-            kept = self._keeper.kept(index)
-            places = self._placed(kept.sides, of_numbers)
-            parts.append(take(kept._replace(sides=places), _any(places >= 0)))
-        return concatenated(parts)
+    def _around(self, strip: Strip, pieces: Pieces, codes: NDArray[np.int64]) -> Pieces:
+        """Return all pieces around N finished regions; their sides become 0 … N - 1."""
+        across = codes >= 0
+        places = _Places(
+            self._numbers,
+            np.full(len(self._numbers), ELSEWHERE, np.int64),
+            np.full(len(strip.classes), ELSEWHERE, np.int64),
+        )
+        places.of_numbers[codes[across]] = np.flatnonzero(across)
+        places.of_inside[INSIDE - codes[~across]] = np.flatnonzero(~across)
+        here = places.around(pieces)
+        before = range(self._since(codes[across], strip.index), strip.index)
+        return concatenated([here, *(places.around(self._keeper.kept(n)) for n in before)])
 
-    def _placed(
-        self, numbers: NDArray[np.int64], of_numbers: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return the places of regions given by number; negative ones stay as they are."""
-        places = numbers.copy()
-        known = numbers >= 0
-        places[known] = of_numbers[self._numbers.roots(numbers[known])]
-        return places
+    def _keep(self, strip: int, pieces: Pieces) -> None:
+        """Keep the pieces around what is not finished, and no others any longer."""
+        is_open = np.zeros(len(self._numbers), bool)
+        is_open[self._open] = True
+        across = pieces.sides >= 0
+        still = np.zeros(across.shape, bool)
+        still[across] = is_open[self._numbers.roots(pieces.sides[across])]
+        kept = take(pieces, _any(still))
+        sides = np.maximum(kept.sides, ELSEWHERE)
+        self._keeper.keep(strip, kept._replace(sides=sides))
+        self._keeper.drop(self._since(self._open, strip + 1))
 
     def _since(self, numbers: NDArray[np.int64], otherwise: int) -> int:
         return int(self._numbers.since[numbers].min(initial=otherwise))
@@ -246,6 +273,48 @@ def numbered(
 
 
 @dataclass(frozen=True, eq=False)
+class _Places:
+    """Where regions stand in a list.
+
+    Attributes:
+        numbers: the regions that cross seams.
+        of_numbers: (M,) int64, the place of each root, or ELSEWHERE.
+        of_inside: (N + 1,) int64, the place of each region inside the strip, or ELSEWHERE.
+    """
+
+    numbers: Numbers
+    of_numbers: NDArray[np.int64]
+    of_inside: NDArray[np.int64]
+
+    def around(self, pieces: Pieces) -> Pieces:
+        """Return those of a strip's pieces that run along a region in the list."""
+        places = np.full(pieces.sides.shape, ELSEWHERE, np.int64)
+        across, inside = pieces.sides >= 0, pieces.sides < INSIDE
+        places[across] = self.of_numbers[self.numbers.roots(pieces.sides[across])]
+        places[inside] = self.of_inside[INSIDE - pieces.sides[inside]]
+        places[pieces.sides == OUTSIDE] = OUTSIDE
+        return take(pieces._replace(sides=places), _any(places >= 0))
+
+
+def _coded(
+    sides: NDArray[np.int64], own: NDArray[np.int64], seam: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the codes of the regions beside a strip's pieces.
+
+    Args:
+        sides: (P, 2) int64 of ``Pieces``.
+        own: (N + 1,) int64, the numbers of the strip's regions, or NONE.
+        seam: (W,) int64, the numbers of the regions in the row above.
+    """
+    codes = np.full(sides.shape, OUTSIDE, np.int64)
+    here, above = sides > 0, sides < 0
+    numbers = own[sides[here]]
+    codes[here] = np.where(numbers == NONE, INSIDE - sides[here], numbers)
+    codes[above] = seam[-1 - sides[above]]
+    return codes
+
+
+@dataclass(frozen=True, eq=False)
 class Numbers:
     """The M regions that cross seams: a forest, whose roots know all of their region.
 
@@ -254,6 +323,7 @@ class Numbers:
         first: (M,) int64, the first pixel.
         classes: (M,) uint8.
         sums: (M, 4) int64.
+        points: (M,) int64, about how many points run along it.
         since: (M,) int64, the strip where the region begins.
     """
 
@@ -261,6 +331,7 @@ class Numbers:
     first: NDArray[np.int64]
     classes: NDArray[np.uint8]
     sums: NDArray[np.int64]
+    points: NDArray[np.int64]
     since: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -270,28 +341,28 @@ class Numbers:
     def none(cls) -> Numbers:
         """Return the empty forest."""
         nothing = np.empty(0, np.int64)
-        return cls(nothing, nothing, np.empty(0, np.uint8), np.empty((0, 4), np.int64), nothing)
+        sums = np.empty((0, 4), np.int64)
+        return cls(nothing, nothing, np.empty(0, np.uint8), sums, nothing, nothing)
 
-    def extended(
-        self,
-        first: NDArray[np.int64],
-        classes: NDArray[np.uint8],
-        sums: NDArray[np.int64],
-        strip: int,
-    ) -> Numbers:
-        """Return the forest with more regions."""
-        added = len(self) + np.arange(len(first))
+    def extended(self, about: About, strip: int) -> Numbers:
+        """Return the forest with more regions, which begin in a strip."""
+        count = len(about.first)
         return Numbers(
-            np.concatenate((self.parents, added)),
-            np.concatenate((self.first, first)),
-            np.concatenate((self.classes, classes)),
-            np.concatenate((self.sums, sums)),
-            np.concatenate((self.since, np.full(len(first), strip))),
+            np.concatenate((self.parents, len(self) + np.arange(count))),
+            np.concatenate((self.first, about.first)),
+            np.concatenate((self.classes, about.classes)),
+            np.concatenate((self.sums, about.sums)),
+            np.concatenate((self.points, about.points)),
+            np.concatenate((self.since, np.full(count, strip))),
         )
+
+    def about(self, numbers: NDArray[np.int64]) -> About:
+        """Return what is known of regions given by their roots."""
+        return taken(About(self.first, self.classes, self.sums, self.points), numbers)
 
     def unite(self, ones: NDArray[np.int64], others: NDArray[np.int64]) -> None:
         """Say of pairs of numbers that they are one region."""
-        _unite(self.parents, self.first, self.sums, self.since, ones, others)
+        _unite(self.parents, self.first, self.sums, self.points, self.since, ones, others)
 
     def roots(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the roots of numbers; any shape."""
@@ -308,6 +379,7 @@ def _unite(
     parents: NDArray[np.int64],
     first: NDArray[np.int64],
     sums: NDArray[np.int64],
+    points: NDArray[np.int64],
     since: NDArray[np.int64],
     ones: NDArray[np.int64],
     others: NDArray[np.int64],
@@ -320,6 +392,7 @@ def _unite(
         parents[higher] = lower
         first[lower] = min(first[lower], first[higher])
         sums[lower] += sums[higher]
+        points[lower] += points[higher]
         since[lower] = min(since[lower], since[higher])
 
 

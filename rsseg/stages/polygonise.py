@@ -72,7 +72,7 @@ def polygonise(
     tolerance: float = 0,
     workers: int = 2,
 ) -> Iterator[Batch]:
-    """Yield the polygons of a class map, a batch for each strip.
+    """Yield the polygons of a class map, in batches.
 
     Args:
         classes: the map.
@@ -91,13 +91,14 @@ def polygonise(
     corners = CornerFile(scratch / "corners", classes.shape) if tolerance > 0 else None
     with closing(ahead(draw, range(math.ceil(height / rows)), workers, workers)) as strips:
         for strip in strips:
-            found = seams.add(strip)
-            arcs = join(found.pieces)
-            if corners is not None:
-                bits = corners.open()
+            bits = None if corners is None else corners.open()
+            if bits is not None:
                 bits[strip.top : strip.top + len(strip.corners)] = strip.corners
-                arcs = simplify(arcs, bits, doubled_limit(tolerance))
-            yield Batch(found, assemble(arcs, len(found.first)))
+            for found in seams.add(strip):
+                arcs = join(found.pieces)
+                if bits is not None:
+                    arcs = simplify(arcs, bits, doubled_limit(tolerance))
+                yield Batch(found, assemble(arcs, len(found.first)))
             step.advance(math.prod(strip.shape))
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from rsseg.classes import IGNORE
 from rsseg.io.pieces import Decisions, PixelFile
-from rsseg.ops.columns import stacked
+from rsseg.ops.columns import stacked, taken
 from rsseg.ops.regions import Regions, find_regions
 from rsseg.ops.sieve import Clusters, Edges, Nodes, shared_edges
-from rsseg.ops.strips import NONE, Numbers, continues, numbered
+from rsseg.ops.strips import NONE, About, Numbers, continues, numbered
 from rsseg.progress import Step
 from rsseg.stages.ahead import ahead
 from rsseg.stages.polygonise import Pixels, read_strip
@@ -149,9 +149,8 @@ class _Sieve:
         self._starts.append(len(self._numbers))
         own = self._own(part, len(self._numbers))
         crosses = own != NONE
-        self._numbers = self._numbers.extended(
-            part.regions.first[crosses], part.classes[crosses], part.sums[crosses], part.index
-        )
+        about = About(part.regions.first, part.classes, part.sums, np.zeros_like(own))
+        self._numbers = self._numbers.extended(taken(about, crosses), part.index)
         if part.index:
             above, here = self._seam[part.above], own[part.regions.labels[0][part.above]]
             self._numbers.unite(above, here)

@@ -48,6 +48,7 @@ class DemoReport:
     Args:
         orthophoto: the drawn orthophoto.
         map: the map made of it.
+        vectors: its polygons.
         quicklook: PNG of orthophoto, truth and map side by side.
         site: the site.
         scores: name → scores against the exact truth: pseudo-labels, map, and the control that
@@ -57,6 +58,7 @@ class DemoReport:
 
     orthophoto: Path
     map: Path
+    vectors: Path
     quicklook: Path
     site: Path
     scores: dict[str, Scores]
@@ -114,11 +116,20 @@ def run_demo(
             overwrite=True,
             progress=progress,
         )
-    predict([files.orthophoto], files.model, files.map, device=device, progress=progress)
+    predict(
+        [files.orthophoto],
+        files.model,
+        files.map,
+        vectors=files.vectors,
+        device=device,
+        progress=progress,
+    )
     compared = {"pseudo-labels": files.labels, "map": files.map, "colour alone": files.control}
     scores = {name: evaluate(path, files.truth).scores for name, path in compared.items()}
     _draw_quicklook(files.quicklook, files, classes)
-    return DemoReport(files.orthophoto, files.map, files.quicklook, files.site, scores, classes)
+    return DemoReport(
+        files.orthophoto, files.map, files.vectors, files.quicklook, files.site, scores, classes
+    )
 
 
 class _Files:
@@ -136,6 +147,7 @@ class _Files:
         self.labels = folder / "pseudo_labels.tif"
         self.model = folder / "model.pt"
         self.map = folder / "map.tif"
+        self.vectors = folder / "map.gpkg"
         self.quicklook = folder / "quicklook.png"
 
 

@@ -307,6 +307,15 @@ Simplify = Annotated[
         "edge of the map stays.",
     ),
 ]
+RightAngles = Annotated[
+    bool,
+    typer.Option(
+        "--right-angles",
+        help="For buildings, with --classes: straight walls and right angles where the outlines "
+        "suggest them, else they stay as they are. Footprints then share no edges with other "
+        "classes and may differ from the map by a few pixels; none overlaps another.",
+    ),
+]
 StripRows = Annotated[
     int | None,
     typer.Option(

@@ -237,6 +237,7 @@ class _Order:
             to.map,
             self.vectors,
             confidence=to.confidence,
+            allow_empty=True,  # one empty raster of many must not stop the others
             overwrite=to.overwrite,
             progress=progress,
         )

@@ -16,6 +16,7 @@ from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.classmap import ClassMap, ClassRaster
 from rsseg.io.files import scratch_beside
+from rsseg.io.footprints import FootprintTable
 from rsseg.io.ground import row_areas
 from rsseg.io.map_classes import open_map, warn_of_strange_ids
 from rsseg.io.opening import small_cache
@@ -55,8 +56,10 @@ def vectorize(
     only: Sequence[str] = (),
     min_area: float = 0,
     simplify: float = 0,
+    right_angles: bool = False,
     strip_rows: int | None = None,
     workers: int = 2,
+    allow_empty: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Vectors:
@@ -79,8 +82,12 @@ def vectorize(
         simplify: metres; corners go, the smallest first, whose triangle with their neighbours has
             an area of less than the square of it (Visvalingam and Whyatt 1993). So it is no
             distance: a line may move by more where it is long. What borders on no class stays.
+        right_angles: for buildings, and only with ``only``: footprints get straight walls and right
+            angles where their outlines suggest them. They no longer share edges with what is not in
+            the file, but none overlaps another; all of them are held in memory.
         strip_rows: rows of the map held in memory at a time; changes no polygon.
         workers: threads that read and draw ahead; changes no polygon.
+        allow_empty: write a file without polygons where there is no pixel to draw.
         overwrite: replace existing files.
         progress: shows how far it is.
 
@@ -95,6 +102,11 @@ def vectorize(
     map_path, out = Path(map_path), Path(out)
     _check_numbers(min_area, simplify, strip_rows, workers)
     inputs = [map_path, *([] if confidence is None else [Path(confidence)])]
+    if right_angles and not only:
+        raise InputError(
+            "right angles are for buildings and the like, not for a whole map; say for which class "
+            "with --classes NAME"
+        )
     check_vectors(out, overwrite, inputs)
     with small_cache(), ClassRaster(map_path) as raster, ExitStack() as stack:
         check_degrees(out, raster.grid.crs, map_path)
@@ -108,7 +120,8 @@ def vectorize(
         shelves, work = scratch / "polygons", scratch / "work"
         shelves.mkdir()
         work.mkdir()
-        table = PolygonTable(
+        kind = FootprintTable if right_angles else PolygonTable
+        table = kind(
             shelves,
             raster.grid,
             known,
@@ -121,7 +134,10 @@ def vectorize(
         warn_of_strange_ids(mapped, "in no polygon", progress)
         if not len(table):
             names = ", ".join(known.names[index] for index in wanted)
-            raise InputError(f"{map_path}: has no pixel of {names}, so there is nothing to draw")
+            found = f"{map_path}: has no pixel of {names}"
+            if not allow_empty:
+                raise InputError(f"{found}, so there is nothing to draw")
+            progress.warn(f"{found}; {out.name} has no polygons")
         _save(table, out, scratch, known, overwrite, progress)
     counts = {known.names[index]: int(table.counts[index]) for index in wanted}
     return Vectors(out, counts, table.points)

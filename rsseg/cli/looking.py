@@ -166,4 +166,4 @@ def _print_demo(report: DemoReport) -> None:
     classes = [f"IoU {name}" for name in report.classes.names]
     print_table(["against the exact truth", "mIoU", "OA", *classes], rows)
     print(f"\n{report.quicklook} shows orthophoto, truth and map side by side")
-    print(f"open the map in QGIS: qgis {report.orthophoto} {report.map}")
+    print(f"open the map in QGIS: qgis {report.orthophoto} {report.map} {report.vectors}")

@@ -121,6 +121,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: see ``check_output``.
+        RunError: the disk is full, or something else there fails.
     """
     check_output(path, overwrite=True)
     final = path.resolve()
@@ -129,5 +130,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+    except OSError as error:
+        raise RunError(f"{path}: writing failed ({error}); is the disk full?") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

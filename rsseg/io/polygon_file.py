@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from pyproj import CRS, Geod, Transformer
 
 from rsseg.classes import Classes
@@ -41,7 +40,8 @@ PART_POINTS = 500_000
 SHELF_PIXELS = 8_000_000
 """About how many pixels of the map a shelf stands for."""
 
-GEOMETRY = "geometry"
+KEY, AREA, GEOMETRY = "key", "area_m2", "geometry"
+"""Columns: what the polygons are ordered by, and what depends on their corners."""
 
 
 class PolygonTable:
@@ -59,6 +59,7 @@ class PolygonTable:
         degrees: whether coordinates are longitudes and latitudes (WGS 84) and not the map's.
 
     Attributes:
+        grid: as given.
         counts: (K,) int64, polygons of each class so far.
         points: points of all polygons so far.
     """
@@ -76,7 +77,7 @@ class PolygonTable:
         self.counts = np.zeros(len(classes), np.int64)
         self.points = 0
         self._folder = folder
-        self._grid = grid
+        self.grid = grid
         self._classes = classes
         self._wanted = np.isin(np.arange(256), list(wanted))
         self._with_confidence = with_confidence
@@ -97,7 +98,9 @@ class PolygonTable:
 
     def _keep(self, regions: Finished, polygons: Polygons, chosen: NDArray[np.int64]) -> None:
         part = polygons.take(chosen)
-        table = self._columns(regions, part, chosen)
+        table = self._attributes(regions, chosen)
+        for name, column in self.shape_columns(part).items():
+            table = table.append_column(name, column)
         shelves = regions.first[chosen] // self._shelf_keys
         starts = np.flatnonzero(np.diff(shelves, prepend=-1))
         for start, stop in pairwise([*starts, len(shelves)]):
@@ -109,40 +112,46 @@ class PolygonTable:
         self.counts += np.bincount(regions.classes[chosen], minlength=len(self._classes))
         self.points += len(part.points)
 
-    def _columns(
-        self, regions: Finished, polygons: Polygons, chosen: NDArray[np.int64]
-    ) -> pa.Table:
-        places = self._placing(polygons)
-        shapes = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON,
-            places,
-            (polygons.ring_offsets, polygons.polygon_offsets),
-        )
+    def _attributes(self, regions: Finished, chosen: NDArray[np.int64]) -> pa.Table:
         classes = regions.classes[chosen]
         columns = {
-            "key": regions.first[chosen],
+            KEY: regions.first[chosen],
             "class_id": np.array(self._classes.ids, np.int32)[classes],
             "class_name": pa.array(self._classes.names).take(classes),
-            "area_m2": self._ground.areas(polygons),
         }
         if self._with_confidence:
             sums, counted = regions.sums[chosen, 2], regions.sums[chosen, 3]
             with np.errstate(invalid="ignore"):
                 mean = np.round(sums / counted / CONFIDENCE_SCALE, 4)
             columns["confidence"] = pa.array(mean, from_pandas=True)
-        columns[GEOMETRY] = pa.array(shapely.to_wkb(shapes), pa.binary())
         return pa.table(columns)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the polygons in their order, without the column they are ordered by."""
+    def shape_columns(self, polygons: Polygons) -> dict[str, pa.Array]:
+        """Return the columns that polygons are kept in: those of the file."""
+        return self.placed(polygons)
+
+    def placed(self, polygons: Polygons) -> dict[str, pa.Array]:
+        """Return the area and the geometry (WKB) of polygons, as they come into the file."""
+        rings = polygons.ring_offsets, polygons.polygon_offsets
+        places = self._placing(polygons)
+        shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, places, rings)
+        wkb = pa.array(shapely.to_wkb(shapes), pa.binary())
+        return {AREA: pa.array(self._ground.areas(polygons)), GEOMETRY: wkb}
+
+    def shelves(self) -> Iterator[pa.Table]:
+        """Yield what is kept, shelf by shelf; it lies in memory only where it is looked at."""
         for shelf in sorted({path.name.partition("-")[0] for path in self._folder.glob("*.arrow")}):
             files = sorted(self._folder.glob(f"{shelf}-*.arrow"))
             maps = [pa.memory_map(str(path)) for path in files]
-            table = pa.concat_tables([pa.ipc.open_file(one).read_all() for one in maps])
-            order = pc.sort_indices(table, sort_keys=[("key", "ascending")])
+            yield pa.concat_tables([pa.ipc.open_file(one).read_all() for one in maps])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the polygons in their order, with the columns of the file and others."""
+        for table in self.shelves():
+            order = pc.sort_indices(table, sort_keys=[(KEY, "ascending")])
             sizes = pc.binary_length(table[GEOMETRY]).to_numpy()[order.to_numpy()]
             for start, stop in _runs(sizes, BATCH_BYTES):
-                part = table.take(order.slice(start, stop - start)).drop_columns("key")
+                part = table.take(order.slice(start, stop - start))
                 yield from part.combine_chunks().to_batches()
 
     def write(self, path: Path, layer: str, step: Step) -> None:
@@ -159,13 +168,18 @@ class PolygonTable:
         driver = DRIVERS[path.suffix.lower()]
         schema = self._schema()
 
-        def told() -> Iterator[pa.RecordBatch]:
-            for batch in self.batches():
-                yield batch
-                step.advance(batch.num_rows)
+        failures: list[BaseException] = []
 
-        crs = WGS84 if self._placing.degrees else self._grid.crs
-        options = {"RFC7946": "YES", "COORDINATE_PRECISION": DEGREE_DIGITS}
+        def told() -> Iterator[pa.RecordBatch]:
+            try:
+                for batch in self.batches():
+                    yield batch.select(schema.names)
+                    step.advance(batch.num_rows)
+            except BaseException as error:  # Arrow would make another one of it: Ctrl+C too
+                failures.append(error)
+                raise
+
+        crs = WGS84 if self._placing.degrees else self.grid.crs
         with fixed_time(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'crs' was not provided")
             try:
@@ -177,15 +191,17 @@ class PolygonTable:
                     geometry_name=GEOMETRY,
                     geometry_type="Polygon",
                     crs=crs,
-                    layer_options=options if driver == "GeoJSON" else None,
+                    layer_options=_OPTIONS.get(driver),
                 )
-            except (DataSourceError, DataLayerError, FeatureError, GeometryError) as error:
+            except RuntimeError as error:  # all of pyogrio's are
+                if failures:
+                    raise failures[0] from None
                 raise RunError(
                     f"{path.name}: writing failed ({error}); is the disk full?"
                 ) from error
 
     def _schema(self) -> pa.Schema:
-        fields = [("class_id", pa.int32()), ("class_name", pa.string()), ("area_m2", pa.float64())]
+        fields = [("class_id", pa.int32()), ("class_name", pa.string()), (AREA, pa.float64())]
         if self._with_confidence:
             fields.append(("confidence", pa.float64()))
         return pa.schema([*fields, (GEOMETRY, pa.binary())])

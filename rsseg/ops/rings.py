@@ -15,20 +15,20 @@ class Polygons(NamedTuple):
     """N polygons on the corners of pixels, as rings of points.
 
     Exterior rings run counterclockwise on the picture and come first, holes run clockwise and are
-    sorted by their first points; every ring is closed and begins at its uppermost, of those its
+    sorted by their first two points; every ring is closed and begins at its uppermost, of those its
     leftmost point. No ring touches itself.
 
     Attributes:
         polygon_offsets: (N + 1,) int64, where each polygon's rings begin.
         ring_offsets: (R + 1,) int64, where each ring's points begin.
-        points: (V, 2) int32, row and column.
-        doubled_area: (N,) int64, twice the area in pixels, holes taken off.
+        points: (V, 2) int32, row and column; float64 where right angles moved them off the pixels.
+        doubled_area: (N,) int64 or float64, twice the area in pixels, holes taken off.
     """
 
     polygon_offsets: NDArray[np.int64]
     ring_offsets: NDArray[np.int64]
-    points: NDArray[np.int32]
-    doubled_area: NDArray[np.int64]
+    points: NDArray[np.int32] | NDArray[np.float64]
+    doubled_area: NDArray[np.int64] | NDArray[np.float64]
 
     def take(self, chosen: NDArray[np.int64]) -> Polygons:
         """Return some of the polygons, by their indices."""
@@ -70,8 +70,9 @@ def assemble(arcs: Pieces, count: int) -> Polygons:
     halves = region[order], start[order], piece[order], side[order]
     ring_region, sizes, steps = _close(arcs, *halves)
     points, ring_offsets, doubled = _draw(arcs, halves[2], halves[3], sizes, steps)
-    first = points[ring_offsets[:-1]].astype(np.int64)
-    order = np.lexsort((first[:, 1], first[:, 0], doubled < 0, ring_region))
+    # Two holes of a simplified polygon may begin at one corner, in which they touch.
+    first_two = (points[ring_offsets[:-1] + at, axis] for at in (1, 0) for axis in (1, 0))
+    order = np.lexsort((*first_two, doubled < 0, ring_region))
     area = np.zeros(count, np.int64)
     np.add.at(area, ring_region, doubled)
     lengths = np.diff(ring_offsets)[order]

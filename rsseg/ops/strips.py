@@ -90,7 +90,6 @@ def draw_strip(
     index: int,
     top: int,
     last: bool,
-    weights: NDArray[np.int64] | None = None,
     values: NDArray[np.uint8] | None = None,
     nodata: int = 255,
 ) -> Strip:
@@ -102,12 +101,10 @@ def draw_strip(
         index: which strip it is.
         top: its first row.
         last: whether it is the last.
-        weights: (h,) int64, what a pixel of each row counts for; 1 by default.
         values: (h, W) uint8, what is summed over each region, 255 being no value.
         nodata: the class value that is no class.
     """
     found = find_regions(classes, nodata)
-    counts = np.ones(len(classes), np.int64) if weights is None else weights
     pieces, corners = trace(classes, found.labels, above, top=top, last=last, nodata=nodata)
     return Strip(
         index=index,
@@ -116,7 +113,7 @@ def draw_strip(
         rims=found.labels[[0, -1]],
         first=found.first + top * classes.shape[1],
         classes=classes.ravel()[found.first],
-        sums=found.sums(counts, values),
+        sums=found.sums(np.ones(len(classes), np.int64), values),
         points=_points(pieces, len(found.first)),
         above=continues(classes, above, nodata),
         pieces=pieces,

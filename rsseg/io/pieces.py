@@ -119,7 +119,7 @@ class Decisions:
         self._strip_pixels = strip_pixels
 
     def add(self, first: NDArray[np.int64], classes: NDArray[np.uint8]) -> None:
-        """Keep the classes (N,) of regions given by their first pixels, (N,) ascending."""
+        """Keep the classes (N,) of regions given by their first pixels, (N,)."""
         table = np.empty(len(first), self._ROW)
         table["first"], table["class"] = first, classes
         strips = first // self._strip_pixels

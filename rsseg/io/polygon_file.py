@@ -20,6 +20,7 @@ from rsseg.errors import RunError
 from rsseg.grid import Grid
 from rsseg.io.geopackage import fixed_time
 from rsseg.io.ground import is_planar, row_areas
+from rsseg.io.style import EPOCH
 from rsseg.io.vector_output import DRIVERS, WGS84
 from rsseg.ops.rings import Polygons
 from rsseg.ops.strips import Finished
@@ -42,6 +43,12 @@ SHELF_PIXELS = 8_000_000
 
 KEY, AREA, GEOMETRY = "key", "area_m2", "geometry"
 """Columns: what the polygons are ordered by, and what depends on their corners."""
+
+_OPTIONS = {
+    "GeoJSON": {"RFC7946": "YES", "COORDINATE_PRECISION": DEGREE_DIGITS},
+    # Otherwise it holds the day on which it was written.
+    "ESRI Shapefile": {"DBF_DATE_LAST_UPDATE": EPOCH[:10]},
+}
 
 
 class PolygonTable:

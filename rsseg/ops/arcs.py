@@ -40,7 +40,8 @@ class Pieces(NamedTuple):
             strip in that column.
         ends: (P, 2) int64, the corners where it starts and ends.
         directions: (P, 2) int8, its first and its last direction.
-        nodes: (P, 2) bool, whether it starts and ends at a node.
+        nodes: (P, 2) bool, whether it starts and ends at a node; not known, and False, where it
+            leaves the strip below.
         offsets: (P + 1,) int64, where each piece's points begin.
         points: (V, 2) int32, row and column of the corners where it starts, turns and ends.
     """

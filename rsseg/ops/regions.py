@@ -58,7 +58,7 @@ def find_regions(classes: NDArray[np.uint8], nodata: int = 255) -> Regions:
 
 @compiled
 def find_root(parents: NDArray[np.integer[Any]], node: int) -> int:
-    """Return the root of a node of a forest in which every parent is the lower number."""
+    """Return the root of a node of a forest, and shorten the way there."""
     while parents[node] != node:
         parents[node] = parents[parents[node]]
         node = parents[node]

@@ -47,9 +47,10 @@ def join(pieces: Pieces) -> Pieces:
     """Join pieces to whole arcs, which end at nodes or run in circles.
 
     Of every arc all pieces must be there. What comes out depends on the arcs alone, not on how they
-    were cut: an arc runs from the lower corner to the higher; where both are the same, and in
-    circles, which begin at their uppermost leftmost point, it sets out in the first of the two
-    directions (east, south, west, north). Points in which an arc does not turn are gone.
+    were cut, but for their order and the ``ends`` of circles, which are any corner of theirs. An
+    arc runs from the lower corner to the higher; where both are the same, and in circles, which
+    begin at their uppermost leftmost point, it sets out in the first of the two directions (east,
+    south, west, north). Points in which an arc does not turn are gone.
     """
     arcs = room_for(len(pieces.ends), len(pieces.points))
     return first_of(arcs, _join(pieces, _partners(pieces), arcs))

@@ -1,9 +1,13 @@
 """Small regions of a class map, merged into their neighbours.
 
 The smallest goes first, into the neighbour with which it shares the longest edge; what it makes
-with a neighbour that is small as well goes on from there. A region that is not small keeps its
-class. So what happens to a small region depends only on those small ones that it hangs together
-with, its *cluster*, and on their neighbours: a cluster can be decided as soon as it is complete.
+with a neighbour that is small as well goes on from there. Of equally small ones the one that begins
+first goes first, and of equal edges the neighbour that begins first wins. Small neighbours of the
+class it takes come along. A region that is not small keeps its class, and counts as a neighbour by
+itself even where a small one between makes it one with another of its class.
+
+So what happens to a small region depends only on those small ones that it hangs together with, its
+*cluster*, and on their neighbours: a cluster can be decided as soon as it is complete.
 """
 
 from __future__ import annotations
@@ -241,9 +245,6 @@ def _merge(
     root, guest = min(one, other), max(one, other)
     parents[guest] = root
     area[root] += area[guest]
-    if heads[root] == -1:
-        heads[root], tails[root] = heads[guest], tails[guest]
-    elif heads[guest] != -1:
-        following[tails[root]] = heads[guest]
-        tails[root] = tails[guest]
+    following[tails[root]] = heads[guest]
+    tails[root] = tails[guest]
     return root

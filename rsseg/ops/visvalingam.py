@@ -2,7 +2,8 @@
 
 M. Visvalingam, J. D. Whyatt, "Line generalisation by repeated elimination of points", The
 Cartographic Journal 30(1), 1993: the point whose triangle with its two neighbours is smallest goes
-first. Here a point stays, however small its triangle, where it is needed to keep the map whole:
+first, of equal ones the first along the arc; one that had to stay is tried again when a neighbour
+of it goes. A point stays, however small its triangle, where it is needed to keep the map whole:
 
 - no other point may lie in the triangle or on its rim, so that no line runs over another;
 - a circle keeps three points, and an arc from a node to itself two besides the node;
@@ -154,8 +155,7 @@ def _span(
         if not top[0] <= row <= bottom[0]:
             continue
         start, rows, cols = int(top[1]), int(bottom[0]) - int(top[0]), int(bottom[1]) - int(top[1])
-        if rows == 0:
-            low, high = min(low, start, start + cols), max(high, start, start + cols)
+        if rows == 0:  # the other two sides know its ends
             continue
         # Exact: the column where the side crosses the row, rounded to both sides.
         crossing = (row - int(top[0])) * cols

@@ -303,8 +303,8 @@ Simplify = Annotated[
         metavar="METRES",
         help="Remove corners whose triangle with their neighbours has less area than the square of "
         "this, smallest first (Visvalingam-Whyatt): an area, not a distance, so a line may move "
-        "by more where it is long. Twice the pixel size takes away the steps of pixels. The outer "
-        "edge of the map stays.",
+        "by more where it is long. Three times the pixel size takes away the steps of pixels. The "
+        "outer edge of the map stays.",
     ),
 ]
 RightAngles = Annotated[

@@ -33,7 +33,8 @@ CLI_HEAD = """\
   a progress bar, elsewhere it writes plain lines.
 - Exit codes: 0 success; 1 a run that failed, or a result below what was asked for; 2 bad usage or
   input, nothing was changed; 130 interrupted. A failure is one line on stderr.
-- Interrupted commands go on where they were when they are run again in the same way.
+- Long commands that were interrupted go on where they were when they are run again in the same way;
+  `vectorize` begins anew.
 - `--config FILE` takes a TOML file with the [settings of every step](formats.md#settings); an
   option on the command line wins over the file.
 - `--quiet` and `--verbose` may stand before or after the command.

@@ -29,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="The way: tile, tag, pseudo-label, train, predict, vectorize, evaluate. "
+    epilog="The way: tile, tag, pseudo-label, train, predict, vectorize, evaluate, assess. "
     "Try it with: rsseg demo",
 )
 # Here and not where they are defined, so that --help has them in this order.

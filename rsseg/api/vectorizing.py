@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from rsseg.io.raster import Raster
 from rsseg.io.style import embed_style, polygons_qml
 from rsseg.io.vector_output import check_degrees, check_vectors, publish
 from rsseg.progress import SILENT, Progress
-from rsseg.stages.polygonise import Pixels, default_strip_rows, polygonise
+from rsseg.stages.ahead import ahead
+from rsseg.stages.polygonise import Batch, Pixels, default_strip_rows, polygonise
 from rsseg.stages.sieve import PASSES, sieve
 
 AREA_PARTS = 1 << 16
@@ -249,7 +251,7 @@ def _fill(
                 strip_rows=cut.strip_rows,
                 workers=cut.workers,
             )
-        for batch in polygonise(
+        batches = polygonise(
             pixels,
             work,
             step,
@@ -257,8 +259,14 @@ def _fill(
             strip_rows=cut.strip_rows,
             tolerance=cut.tolerance,
             workers=cut.workers,
-        ):
-            table.add(batch.regions, batch.polygons)
+        )
+        # One thread keeps a batch while the next one is put together.
+        with closing(ahead(_adding(table), batches, min(cut.workers, 1), 1)) as kept:
+            deque(kept, maxlen=0)
+
+
+def _adding(table: PolygonTable) -> Callable[[Batch], None]:
+    return lambda batch: table.add(batch.regions, batch.polygons)
 
 
 def _save(

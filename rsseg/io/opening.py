@@ -23,10 +23,12 @@ from rsseg.errors import InputError, RunError
 from rsseg.grid import Grid, Window
 
 _CACHE = "GDAL_CACHEMAX"
-_CACHE_IS_OURS = _CACHE not in os.environ
+_USUAL_CACHE = "256"
+# A process that rsseg starts inherits the variable: the usual value is not a user's.
+_CACHE_IS_OURS = os.environ.get(_CACHE, _USUAL_CACHE) == _USUAL_CACHE
 # GDAL's own default is 5 % of the machine's memory, much of it for blocks never read again. It
 # looks at this variable once, at its first block; a user's own value stands.
-os.environ.setdefault(_CACHE, "256")
+os.environ.setdefault(_CACHE, _USUAL_CACHE)
 
 MAX_CHECKED_BLOCKS = 4096
 """How many TIFF blocks, evenly spread, are compared with the size of the file."""

@@ -95,6 +95,18 @@ def described(layer):
     }
 
 
+def geometries(layer):
+    """How many polygons each category holds, which are invalid, and where they lie."""
+    renderer, found = layer.renderer(), {}
+    features = list(layer.getFeatures())
+    for feature in features:
+        category = renderer.categoryIndexForValue(feature[renderer.classAttribute()])
+        value = str(renderer.categories()[category].value())
+        found[value] = found.get(value, 0) + 1
+    invalid = [feature.id() for feature in features if not feature.geometry().isGeosValid()]
+    return {"counts": found, "invalid": invalid, "crs": layer.crs().authid()}
+
+
 def change(layer, feature, field, value):
     index = layer.fields().indexFromName(field)
     assert layer.changeAttributeValue(feature.id(), index, value), (field, value)
@@ -124,7 +136,7 @@ def report(folder, ticks):
     found = {
         "null": QgsValueMapFieldFormatter.NULL_VALUE,
         "raster": raster(folder / "map.tif"),
-        "polygons": described(polygons),
+        "polygons": {**described(polygons), **geometries(polygons)},
         "sheet": described(sheet),
         "sample": described(vector(folder / "sample.gpkg")),
     }

@@ -62,7 +62,7 @@ def test_the_commands():
     names = {" ".join(path[1:]) for path, _ in commands()}
     assert names == {
         *("", "tile", "tag", "pseudo-label", "train", "predict", "evaluate", "info", "export"),
-        *("assess", "assess sample", "assess report"),
+        *("assess", "assess sample", "assess report", "vectorize"),
         *("quicklook", "demo", "weights", "weights list", "weights fetch", "weights path"),
     }
 
@@ -162,6 +162,10 @@ def test_the_whole_way(folder, capsys, one_thread):
     others = "--confidence sure.tif --probabilities shares.tif"
     succeed(f"predict there.tif --model model.pt --out map.tif {others}")
     assert capsys.readouterr().out.split()[-3:] == ["map.tif", "sure.tif", "shares.tif"]
+    succeed("vectorize map.tif map.gpkg --confidence sure.tif --classes 0,building --simplify 3")
+    shown = capsys.readouterr().out.split()
+    assert shown[:2] == ["class", "polygons"]
+    assert shown[-1] == "map.gpkg"
     succeed("evaluate map.tif there_truth.tif --json - --csv scores.csv --min-miou 0.1")
     assert json.loads(capsys.readouterr().out)["miou"] > 0.1
     assert run("evaluate map.tif there_truth.tif --min-miou 1") == 1
@@ -190,9 +194,9 @@ def test_tiling_chips_and_patches(folder, capsys):
 def test_the_tag_sheet_and_levels(folder, capsys):
     succeed("-q tile here.tif --classes building --size 64 --out site.zarr")
     assert capsys.readouterr().err == ""
-    sheet = geopandas.read_file("site_tags.gpkg")
+    layer = geopandas.list_layers("site_tags.gpkg")["name"][0]
+    sheet = geopandas.read_file("site_tags.gpkg", layer=layer)
     sheet["reviewed"], sheet["building"] = True, np.arange(len(sheet)) % 2 == 0
-    (layer,) = geopandas.list_layers("site_tags.gpkg")["name"]
     sheet.to_file("site_tags.gpkg", layer=layer)
     succeed("tag site.zarr --from site_tags.gpkg --verbose")
     assert "50.0%" in capsys.readouterr().out
@@ -207,7 +211,8 @@ def test_a_dry_run_is_a_table(folder, capsys):
 
 def test_the_demo_ends_with_a_table(monkeypatch, capsys):
     right = scores(np.array([[3, 1, 0], [0, 4, 0]]))
-    files = [Path("demo") / name for name in ("ortho.tif", "map.tif", "look.png", "site.zarr")]
+    names = ("ortho.tif", "map.tif", "map.gpkg", "look.png", "site.zarr")
+    files = [Path("demo") / name for name in names]
     report = DemoReport(*files, {"map": right}, CLASSES)
     asked = {}
     monkeypatch.setattr(
@@ -261,6 +266,9 @@ def mess(folder):
     safetensors.numpy.save_file({"a": np.zeros(3)}, "foreign.pt")
     Path("no.zarr").mkdir()
     write_raster(Path("sixteen.tif"), scenery(0)[0].astype("uint16"))
+    write_raster(Path("empty.tif"), np.full((SIDE, SIDE), 255, np.uint8), nodata=255)
+    write_raster(Path("small.tif"), np.zeros((9, 9), np.uint8))
+    Path("legend.toml").write_text("[[classes]]\nname = 'other'\n[[classes]]\nname = 'roof'\n")
     succeed("tile here.tif --classes building --size 64 --out site.zarr -q")
     return folder
 
@@ -332,6 +340,35 @@ WRONG = {
     "predict here.tif --model model.pt --out map.tif --probabilities here.tif": "is an input",
     "predict here.tif --model model.pt": "Missing option '--out'",
     "predict here.tif --model model.pt --out map.tif --abacus": "--abacus",
+    "predict here.tif --model model.pt --out map.tif --vectors map.kml": "not a vector file",
+    "predict here.tif --model model.pt --out map.tif --vectors model.pt": "not a vector file",
+    "predict here.tif --model model.pt --out map.tif --vectors site_tags.gpkg": "exists already",
+    "predict here.tif there.tif --model model.pt --out maps --vectors model.pt": "need a folder",
+    # vectorize
+    "vectorize nowhere.tif map.gpkg": "nowhere.tif: no such file",
+    "vectorize here.tif map.gpkg": "has 3 bands",
+    "vectorize cut.tif map.gpkg": "truncated",
+    "vectorize text.tif map.gpkg": "not a raster",
+    "vectorize empty.tif map.gpkg --legend legend.toml": "nothing to draw",
+    "vectorize empty.tif map.gpkg": "and no id occurs",
+    "vectorize here_truth.tif map.kml": "not a vector file",
+    "vectorize here_truth.tif here_truth.tif --overwrite": "not a vector file",
+    "vectorize here_truth.tif site_tags.gpkg": "exists already",
+    "vectorize here_truth.tif nowhere/map.gpkg": "does not exist",
+    "vectorize here_truth.tif /proc/map.gpkg": "cannot write",
+    "vectorize here_truth.tif map.gpkg --classes roof": "unknown class 'roof'",
+    "vectorize here_truth.tif map.gpkg --classes 0,,1": "unknown class ''",
+    "vectorize here_truth.tif map.gpkg --legend nowhere.toml": "nowhere.toml",
+    "vectorize here_truth.tif map.gpkg --confidence here.tif": "3 bands of uint8",
+    "vectorize here_truth.tif map.gpkg --confidence nowhere.tif": "no such file",
+    "vectorize here_truth.tif map.gpkg --confidence small.tif": "does not lie on the pixels",
+    "vectorize here_truth.tif map.gpkg --simplify nan": "tolerance nan",
+    "vectorize here_truth.tif map.gpkg --simplify -1": "tolerance -1",
+    "vectorize here_truth.tif map.gpkg --min-area -1": "least area -1",
+    "vectorize here_truth.tif map.gpkg --min-area much": "--min-area",
+    "vectorize here_truth.tif map.gpkg --strip-rows 0": "--strip-rows",
+    "vectorize here_truth.tif map.gpkg --workers -1": "--workers",
+    "vectorize here_truth.tif": "Missing argument 'OUT'",
     # evaluate
     "evaluate nowhere.tif here_truth.tif": "no such file",
     "evaluate here.tif here_truth.tif": "has 3 bands",

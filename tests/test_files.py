@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rsseg.errors import InputError
-from rsseg.io.files import check_output, replacing
+from rsseg.errors import InputError, RunError
+from rsseg.io.files import check_output, replacing, scratch_beside
 
 
 def names(folder: Path) -> set[str]:
@@ -133,3 +133,56 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert link.is_symlink()
     assert target.read_text() == "new"
+
+
+def test_scratch_is_a_hidden_folder_that_goes(tmp_path: Path) -> None:
+    path = tmp_path / "map.gpkg"
+    path.write_text("old")
+    with scratch_beside(path) as scratch:
+        assert scratch.parent == tmp_path
+        assert scratch.name.startswith(".")
+        assert names(scratch) == set()
+        (scratch / "deep").mkdir()
+        (scratch / "deep" / "file").write_text("")
+    assert names(tmp_path) == {"map.gpkg"}
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, InputError])
+def test_scratch_goes_with_a_failure(tmp_path: Path, exception: type[BaseException]) -> None:
+    def fail() -> None:
+        with scratch_beside(tmp_path / "map.gpkg") as scratch:
+            (scratch / "file").write_text("")
+            raise exception
+
+    with pytest.raises(exception):
+        fail()
+    assert names(tmp_path) == set()
+
+
+def test_scratch_of_a_killed_run_is_emptied(tmp_path: Path) -> None:
+    with scratch_beside(tmp_path / "map.gpkg") as scratch:
+        pass
+    (scratch / "deep").mkdir(parents=True)
+    (scratch / "deep" / "left").write_text("by kill -9")
+    with scratch_beside(tmp_path / "map.gpkg") as again:
+        assert (again, names(again)) == (scratch, set())
+    assert names(tmp_path) == set()
+
+
+def test_scratch_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    def fill() -> None:
+        with scratch_beside(tmp_path / "map.gpkg"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match=r"map\.gpkg: .*No space left on device.*disk full"):
+        fill()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("path", ["nowhere/map.gpkg", "folder"])
+def test_scratch_is_checked_as_its_output_is(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError), scratch_beside(tmp_path / path):
+        pass
+    assert names(tmp_path) == {"folder"}

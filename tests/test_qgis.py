@@ -14,14 +14,14 @@ import shapely
 from affine import Affine
 from helpers import NORTH_UP, UTM, noise, write_features, write_raster
 
-from rsseg.api import tile
+from rsseg.api import tile, vectorize
 from rsseg.classes import Classes
 from rsseg.cli import main
 from rsseg.config import TileConfig
 from rsseg.grid import Grid
 from rsseg.io.mapfile import write_map
 from rsseg.io.site import Site
-from rsseg.io.style import embed_style, polygons_qml, sample_qml
+from rsseg.io.style import embed_style, sample_qml
 from rsseg.io.tag_sheet import class_fields
 
 PYTHON = Path(os.environ.get("RSSEG_QGIS_PYTHON", "/usr/bin/python3"))
@@ -74,16 +74,8 @@ def folder(tmp_path_factory):
     grid = Grid((64, 64), NORTH_UP, UTM)
     ids = np.tile(np.array([0, 7, 3, 255], np.uint8), (64, 16))
     write_map(folder / "map.tif", grid, [(grid.window, ids)], classes=CLASSES)
-    boxes = [shapely.box(x, 0, x + 1, 1) for x in range(3)]
-    write_features(
-        folder / "map.gpkg",
-        boxes,
-        class_id=[7, 3, 254],
-        class_name=list(NAMES[1:]),
-        area_m2=[1.0] * 3,
-        confidence=[0.9] * 3,
-    )
-    embed_style(folder / "map.gpkg", "map", polygons_qml(CLASSES))
+    sure = write_raster(folder / "sure.tif", np.full(ids.shape, 254, np.uint8), nodata=255)
+    vectorize(folder / "map.tif", folder / "map.gpkg", confidence=sure)
     points = shapely.points([[0, 0], [1, 1]])
     write_features(folder / "sample.gpkg", points, point=[1, 2], reference=[7, 7], stratum=[1, 2])
     embed_style(folder / "sample.gpkg", "sample", sample_qml(CLASSES, hidden=["stratum"]))
@@ -132,6 +124,10 @@ def test_polygons_have_the_legend_of_their_classes(seen):
         [str(class_id), name, colour] for class_id, name, colour in LEGEND
     ]
     assert polygons["labels"] is None
+    assert polygons["counts"] == {str(class_id): 16 for class_id in (0, 7, 3)}
+    assert list(polygons["fields"]) == ["fid", "class_id", "class_name", "area_m2", "confidence"]
+    assert polygons["crs"] == UTM
+    assert not polygons["invalid"]
 
 
 def test_a_polygon_takes_another_class_by_name(seen):

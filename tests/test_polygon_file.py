@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyogrio
 import pyproj
@@ -193,3 +195,20 @@ def test_areas_are_measured_on_the_ellipsoid_of_the_crs():
     south, north = np.radians([49.996, 49.998])
     hole = 6371000**2 * (np.sin(north) - np.sin(south)) * np.radians(1e-3)
     assert_allclose(found, outer - hole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".gpkg", ".geojson", ".fgb", ".shp"])
+def test_a_file_cut_short_is_noticed(tmp_path, indices, monkeypatch, ending):
+    # On a full disk GDAL may close a file without a word.
+    polygons = filled(tmp_path / "p", polygons_of(tmp_path / "s", indices))
+    whole, cut = tmp_path / f"whole{ending}", tmp_path / f"cut{ending}"
+    polygons.write(whole, "layer", Step())
+    write = pyogrio.write_arrow
+
+    def write_less(reader, path, **options):
+        write(reader, path, **options)
+        os.truncate(path, path.stat().st_size * 2 // 3)
+
+    monkeypatch.setattr(pyogrio, "write_arrow", write_less)
+    with pytest.raises(RunError, match="is the disk full"):
+        polygons.write(cut, "layer", Step())

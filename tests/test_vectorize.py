@@ -415,6 +415,15 @@ def test_other_classes_may_be_given(tmp_path):
     assert "(3, 254) are in no polygon" in strange
 
 
+@pytest.mark.parametrize("options", [{}, {"strip_rows": 1}, {"strip_rows": 7, "min_area": 60}])
+def test_pixels_of_no_class_are_counted_once(tmp_path, options):
+    legend = Classes.from_dict({"classes": [{"name": "a", "id": 0}, {"name": "z", "id": 7}]})
+    listener = Listener()
+    vectorize(draw(tmp_path), tmp_path / "p.gpkg", classes=legend, progress=listener, **options)
+    count = np.isin(class_ids(), (3, 254)).sum()
+    assert any(f" {count} pixels with ids that are no class" in w for w in listener.warnings)
+
+
 @pytest.mark.parametrize("least", [8, 40, 200])
 def test_small_polygons_join_a_neighbour_and_leave_no_hole(tmp_path, least):
     vectorize(draw(tmp_path), tmp_path / "p.gpkg", min_area=least)

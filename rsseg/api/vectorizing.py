@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,11 +157,22 @@ def _check_numbers(min_area: float, simplify: float, strip_rows: int | None, wor
 
 
 class _Whole:
-    """A map of class ids, read in whole rows."""
+    """A map of class ids, read in whole rows; ids that are no class are counted once a row."""
 
     def __init__(self, mapped: ClassMap) -> None:
         self.shape = mapped.raster.grid.shape
-        self.read = mapped.read
+        self._mapped = mapped
+        self._counted = np.zeros(self.shape[0], bool)
+        self._lock = Lock()
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        rows = slice(window.row, window.row + window.height)
+        with self._lock:
+            new = window.row + np.flatnonzero(~self._counted[rows])
+            self._counted[rows] = True
+        # At most a row at either end has been read before, with the strip beside this one.
+        first = int(new[0]) if new.size else window.row
+        return self._mapped.read(window, Window(first, 0, len(new), window.width))
 
 
 class _Confidence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ class ClassRaster:
 class ClassMap:
     """Class indices of a class raster; remembers the ids in it that are no class.
 
+    Reading is thread-safe.
+
     Args:
         raster: the class raster, on the grid to read on.
         classes: what the ids mean.
@@ -129,6 +132,7 @@ class ClassMap:
         self.classes = classes
         self.strange_pixels = 0
         self.strange_ids: tuple[float, ...] = ()
+        self._lock = Lock()
 
     def read(self, window: Window, core: Window | None = None) -> NDArray[np.uint8]:
         """Return class indices (h, w) of a window; 255 where there is no class.
@@ -146,9 +150,10 @@ class ClassMap:
         counted = (core or window).relative_to(window).slices
         strange = ids[counted][unknown[counted]]
         if strange.size:
-            self.strange_pixels += strange.size
-            found = {*self.strange_ids, *np.unique(strange).tolist()}
-            self.strange_ids = tuple(sorted(found)[:STRANGE_IDS])
+            with self._lock:
+                self.strange_pixels += strange.size
+                found = {*self.strange_ids, *np.unique(strange).tolist()}
+                self.strange_ids = tuple(sorted(found)[:STRANGE_IDS])
         return indices
 
 

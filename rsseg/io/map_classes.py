@@ -15,6 +15,8 @@ from rsseg.io.classmap import ClassMap, ClassRaster
 from rsseg.io.mapfile import read_classes, read_colours
 from rsseg.progress import Progress
 
+_ADVICE = "give --classes, or --legend to rsseg vectorize"
+
 BLOCK = 1024
 """Side of the blocks in which maps are read, pixels; a multiple of the TIFF tiles."""
 
@@ -72,7 +74,7 @@ def _check_ids(ids: Iterable[float], path: Path) -> None:
     if wrong is not None:
         raise InputError(
             f"{path}: does not say its classes, and the value {wrong:g} is no class id "
-            "(0 to 254); give --classes"
+            f"(0 to 254); {_ADVICE}"
         )
 
 
@@ -91,7 +93,7 @@ def named_by_id(values: Iterable[float], path: Path) -> Classes:
     ids = sorted(int(value) for value in found - {IGNORE})
     if len(ids) < 2:
         only = f"only the id {ids[0]} occurs" if ids else "no id occurs"
-        raise InputError(f"{path}: does not say its classes, and {only}; give --classes")
+        raise InputError(f"{path}: does not say its classes, and {only}; {_ADVICE}")
     colours = read_colours(path)
     described: list[dict[str, Any]] = [{"name": str(value), "id": value} for value in ids]
     for row in described:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Iterator
 from itertools import pairwise
@@ -206,6 +207,19 @@ class PolygonTable:
                 raise RunError(
                     f"{path.name}: writing failed ({error}); is the disk full?"
                 ) from error
+        self._verify(path, layer)
+
+    def _verify(self, path: Path, layer: str) -> None:
+        """Raise RunError for a file cut short: what fails at closing, GDAL does not tell."""
+        if path.suffix.lower() == ".geojson":
+            # Reading it takes long, but how it ends is enough.
+            with path.open("rb") as file:
+                file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+                whole = file.read().rstrip().endswith(b"}")
+        else:
+            whole = _last_is_there(path, layer, len(self))
+        if not whole:
+            raise RunError(f"{path.name}: what was written is incomplete; is the disk full?")
 
     def _schema(self) -> pa.Schema:
         fields = [("class_id", pa.int32()), ("class_name", pa.string()), (AREA, pa.float64())]
@@ -276,6 +290,15 @@ class Ground:
         # Holes run the other way round and have negative areas.
         areas: NDArray[np.float64] = np.add.reduceat(rings, polygons.polygon_offsets[:-1])
         return areas
+
+
+def _last_is_there(path: Path, layer: str, count: int) -> bool:
+    try:
+        found = pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"]
+        last = pyogrio.read_dataframe(path, layer=layer, skip_features=max(0, count - 1))
+    except (RuntimeError, ValueError):  # pyogrio has both for what it cannot read
+        return False
+    return bool(found == count and len(last) == min(count, 1))
 
 
 def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:

@@ -202,7 +202,7 @@ def test_a_file_cut_short_is_noticed(tmp_path, indices, monkeypatch, ending):
     # On a full disk GDAL may close a file without a word.
     polygons = filled(tmp_path / "p", polygons_of(tmp_path / "s", indices))
     whole, cut = tmp_path / f"whole{ending}", tmp_path / f"cut{ending}"
-    polygons.write(whole, "layer", Step())
+    polygons.write(whole, "whole", Step())
     write = pyogrio.write_arrow
 
     def write_less(reader, path, **options):
@@ -211,4 +211,4 @@ def test_a_file_cut_short_is_noticed(tmp_path, indices, monkeypatch, ending):
 
     monkeypatch.setattr(pyogrio, "write_arrow", write_less)
     with pytest.raises(RunError, match="is the disk full"):
-        polygons.write(cut, "layer", Step())
+        polygons.write(cut, "cut", Step())

@@ -298,7 +298,7 @@ def _last_is_there(path: Path, layer: str, count: int) -> bool:
         last = pyogrio.read_dataframe(path, layer=layer, skip_features=max(0, count - 1))
     except (RuntimeError, ValueError):  # pyogrio has both for what it cannot read
         return False
-    return bool(found == count and len(last) == min(count, 1))
+    return bool(found == count and last.geometry.notna().sum() == min(count, 1))
 
 
 def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:

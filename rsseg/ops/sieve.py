@@ -170,16 +170,7 @@ def _decide(
     count = len(area)
     parents = np.arange(count)
     area, classes = area.copy(), classes.copy()
-    # The edges of each set of regions as a linked list; edge e leads from ends[e] to ends[e ^ 1].
-    ends = np.empty(2 * len(ones), np.int64)
-    ends[::2], ends[1::2] = ones, others
-    following = np.full(len(ends), -1)
-    heads, tails = np.full(count, -1), np.full(count, -1)
-    for edge in range(len(ends)):
-        node = ends[edge]
-        following[edge], heads[node] = heads[node], edge
-        if tails[node] == -1:
-            tails[node] = edge
+    ends, following, heads, tails = _listed(count, ones, others)
     shared = np.zeros(count, np.int64)
     touched = np.empty(count, np.int64)
     heap = [(area[node], node) for node in range(count) if small[node]]
@@ -188,36 +179,17 @@ def _decide(
         size, node = heapq.heappop(heap)
         if parents[node] != node or area[node] != size:
             continue
-        neighbours = 0
-        best = -1
-        edge = heads[node]
-        while edge != -1:
-            other = find_root(parents, ends[edge ^ 1])
-            if other != node:
-                if shared[other] == 0:
-                    touched[neighbours] = other
-                    neighbours += 1
-                shared[other] += lengths[edge // 2]
-            edge = following[edge]
-        for other in touched[:neighbours]:
-            if best == -1 or (shared[other], -other) > (shared[best], -best):
-                best = other
-        if best == -1:
+        found = _around(node, parents, ends, following, heads, lengths, shared, touched)
+        neighbours = touched[:found]
+        if found == 0:
             continue
-        # What has the class it takes joins it: a region that is not small if there is one.
-        host = best
-        for other in touched[:neighbours]:
-            shared[other] = 0
-            if small[other] or classes[other] != classes[best]:
-                continue
-            if small[host] or other < host:
-                host = other
+        best = _longest(neighbours, shared)
+        shared[neighbours] = 0
         joined = classes[best]
-        for index in range(-1, neighbours):
-            guest = find_root(parents, node if index == -1 else touched[index])
-            if guest == host or not small[guest]:
-                continue
-            if index >= 0 and classes[guest] != joined:
+        host = _host(best, neighbours, small, classes)
+        for index in range(-1, found):
+            guest = find_root(parents, node if index == -1 else neighbours[index])
+            if guest == host or not small[guest] or (index >= 0 and classes[guest] != joined):
                 continue
             if small[host]:
                 host = _merge(parents, area, heads, tails, following, host, guest)
@@ -229,6 +201,77 @@ def _decide(
     for node in range(count):
         classes[node] = classes[find_root(parents, node)]
     return classes
+
+
+@compiled
+def _listed(
+    count: int, ones: NDArray[np.int64], others: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the edges of each region as linked lists, which can be joined at once.
+
+    Edge e leads from ``ends[e]`` to ``ends[e ^ 1]``; a region's first edge is ``heads``, its last
+    ``tails``, and the one after e ``following[e]``; -1 is none.
+    """
+    ends = np.empty(2 * len(ones), np.int64)
+    ends[::2], ends[1::2] = ones, others
+    following = np.full(len(ends), -1)
+    heads, tails = np.full(count, -1), np.full(count, -1)
+    for edge in range(len(ends)):
+        node = ends[edge]
+        following[edge], heads[node] = heads[node], edge
+        if tails[node] == -1:
+            tails[node] = edge
+    return ends, following, heads, tails
+
+
+@compiled
+def _around(
+    node: int,
+    parents: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    following: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    shared: NDArray[np.int64],
+    touched: NDArray[np.int64],
+) -> int:
+    """Put the neighbours of a set into ``touched`` and the edges into ``shared``; return N."""
+    found = 0
+    edge = heads[node]
+    while edge != -1:
+        other = find_root(parents, ends[edge ^ 1])
+        if other != node:
+            if shared[other] == 0:
+                touched[found] = other
+                found += 1
+            shared[other] += lengths[edge // 2]
+        edge = following[edge]
+    return found
+
+
+@compiled
+def _longest(neighbours: NDArray[np.int64], shared: NDArray[np.int64]) -> int:
+    best = neighbours[0]
+    for other in neighbours:
+        if (shared[other], -other) > (shared[best], -best):
+            best = other
+    return int(best)
+
+
+@compiled
+def _host(
+    best: int,
+    neighbours: NDArray[np.int64],
+    small: NDArray[np.bool_],
+    classes: NDArray[np.uint8],
+) -> int:
+    """Return who takes in what gets the class of ``best``: one that is not small if there is."""
+    host = best
+    for other in neighbours:
+        large = not small[other] and classes[other] == classes[best]
+        if large and (small[host] or other < host):
+            host = other
+    return host
 
 
 @compiled

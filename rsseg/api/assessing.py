@@ -23,7 +23,7 @@ from rsseg.io.ground import HECTARE
 from rsseg.io.map_classes import open_map
 from rsseg.io.sample import LEAST, SamplePoints, read_sample
 from rsseg.io.strata import count_strata
-from rsseg.io.tables import write_csv, write_json
+from rsseg.io.tables import Tabular
 from rsseg.ops.accuracy import Accuracy, Estimate, estimate_accuracy
 from rsseg.progress import SILENT, Progress
 
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class Assessment(Tabular):
     """What a sample says of a map.
 
     Args:
@@ -137,22 +137,6 @@ class Assessment:
                 "proportions": found.proportions.tolist(),
             },
         }
-
-    def write_json(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write ``to_dict`` as JSON, complete or not at all.
-
-        Raises:
-            InputError: the path cannot be written to, or exists without ``overwrite``.
-        """
-        write_json(path, self.to_dict(), overwrite=overwrite)
-
-    def write_csv(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write ``rows`` as CSV, complete or not at all; what cannot be estimated is empty.
-
-        Raises:
-            InputError: the path cannot be written to, or exists without ``overwrite``.
-        """
-        write_csv(path, ["class", *Row._fields[1:]], self.rows(), overwrite=overwrite)
 
     def _hectares(self, share: float | None) -> float | None:
         if share is None or not self.known_area:

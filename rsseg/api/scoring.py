@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsseg.classes import Classes
 from rsseg.grid import Grid
-from rsseg.io.tables import write_csv, write_json
+from rsseg.io.tables import Tabular
 from rsseg.ops.boundary import boundary_iou
 from rsseg.ops.confusion import Scores, scores
 
@@ -46,7 +45,7 @@ class Preview(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Tabular):
     """A map compared with the truth.
 
     Args:
@@ -147,22 +146,6 @@ class Evaluation:
                 "pixels": self.matrix.tolist(),
             },
         }
-
-    def write_json(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write ``to_dict`` as JSON, complete or not at all.
-
-        Raises:
-            InputError: the path cannot be written to, or exists without ``overwrite``.
-        """
-        write_json(path, self.to_dict(), overwrite=overwrite)
-
-    def write_csv(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write ``rows`` as CSV, complete or not at all; undefined scores are empty.
-
-        Raises:
-            InputError: the path cannot be written to, or exists without ``overwrite``.
-        """
-        write_csv(path, ["class", *Row._fields[1:]], self.rows(), overwrite=overwrite)
 
 
 def _defined(score: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rsseg.cli.shell import open_console, print_json, print_paths
+from rsseg.cli.shell import TableFiles, open_console, print_paths
 from rsseg.options import (
     CsvOut,
     JsonOut,
@@ -92,13 +92,10 @@ def assess_report(
     """Estimate accuracies and areas, with 95 % intervals, from a sample that is filled."""
     from rsseg.api import assess
     from rsseg.classes import Classes
-    from rsseg.io.files import check_output
 
     with open_console(context, quiet, verbose) as console:
-        to_stdout = json_path is not None and str(json_path) == "-"
-        for path in (None if to_stdout else json_path, csv_path):
-            if path is not None:
-                check_output(path, overwrite, [map_path, sample])
+        files = TableFiles(json_path, csv_path, overwrite)
+        files.check([map_path, sample])
         found = assess(
             map_path,
             sample,
@@ -106,14 +103,7 @@ def assess_report(
             partial=partial,
             progress=console,
         )
-        if csv_path is not None:
-            found.write_csv(csv_path, overwrite=overwrite)
-        if json_path is not None and not to_stdout:
-            found.write_json(json_path, overwrite=overwrite)
-        if to_stdout:
-            print_json(found.to_dict())
-        else:
-            _print_assessment(found)
+        files.write(found, lambda: _print_assessment(found))
 
 
 def _print_assessment(found: Assessment) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rsseg.cli.shell import open_console, print_json
+from rsseg.cli.shell import TableFiles, open_console
 from rsseg.errors import InputError, RunError
 from rsseg.options import (
     BoundaryWidth,
@@ -50,13 +50,10 @@ def evaluate(
     """Compare a map with the truth: IoU, precision, recall, F1 and boundary IoU of each class."""
     from rsseg.api import evaluate
     from rsseg.classes import Classes
-    from rsseg.io.files import check_output
 
     with open_console(context, quiet, verbose) as console:
-        to_stdout = json_path is not None and str(json_path) == "-"
-        for path in (None if to_stdout else json_path, csv_path):
-            if path is not None:
-                check_output(path, overwrite, [map_path, truth])
+        files = TableFiles(json_path, csv_path, overwrite)
+        files.check([map_path, truth])
         _check_report(report, map_path, truth, image, overwrite)
         found = evaluate(
             map_path,
@@ -67,18 +64,11 @@ def evaluate(
             boundary=boundary,
             progress=console,
         )
-        if csv_path is not None:
-            found.write_csv(csv_path, overwrite=overwrite)
-        if json_path is not None and not to_stdout:
-            found.write_json(json_path, overwrite=overwrite)
         if report is not None:
             from rsseg.api import write_report
 
             write_report(found, report, image=image, overwrite=overwrite, progress=console)
-        if to_stdout:
-            print_json(found.to_dict())
-        else:
-            _print_scores(found)
+        files.write(found, lambda: _print_scores(found))
         _check_miou(found, min_miou)
 
 

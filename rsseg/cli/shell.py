@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rsseg.errors import InputError
 
 if TYPE_CHECKING:
     from rsseg.console import Console
+    from rsseg.io.tables import Tabular
 
 
 @contextmanager
@@ -83,6 +85,44 @@ def print_paths(paths: Sequence[Path]) -> None:
     """Print what was written to stdout, a line each, for the next program to read."""
     for path in paths:
         print(path)
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """Where a table goes besides the screen.
+
+    Args:
+        json_path: the JSON file; ``-`` is stdout, in place of the printed table.
+        csv_path: the CSV file.
+        overwrite: whether existing files may be replaced.
+    """
+
+    json_path: Path | None
+    csv_path: Path | None
+    overwrite: bool
+
+    @property
+    def _to_stdout(self) -> bool:
+        return self.json_path is not None and str(self.json_path) == "-"
+
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Raise InputError where a file cannot be written; ``inputs`` are read by the command."""
+        from rsseg.io.files import check_output
+
+        for path in (None if self._to_stdout else self.json_path, self.csv_path):
+            if path is not None:
+                check_output(path, self.overwrite, inputs)
+
+    def write(self, found: Tabular, show: Callable[[], None]) -> None:
+        """Write the files, and print JSON or else what ``show`` shows."""
+        if self.csv_path is not None:
+            found.write_csv(self.csv_path, overwrite=self.overwrite)
+        if self._to_stdout:
+            print_json(found.to_dict())
+            return
+        if self.json_path is not None:
+            found.write_json(self.json_path, overwrite=self.overwrite)
+        show()
 
 
 def print_json(description: dict[str, Any]) -> None:

@@ -24,6 +24,9 @@ Bounds = tuple[float, float, float, float]
 STRANGE_IDS = 5
 """How many different ids that are no class are remembered."""
 
+_counting = Lock()
+"""One for all maps, so that they pickle."""
+
 
 class ClassRaster:
     """A raster of class ids, seen on its own grid or, to the nearest pixel, on another.
@@ -132,7 +135,6 @@ class ClassMap:
         self.classes = classes
         self.strange_pixels = 0
         self.strange_ids: tuple[float, ...] = ()
-        self._lock = Lock()
 
     def read(self, window: Window, core: Window | None = None) -> NDArray[np.uint8]:
         """Return class indices (h, w) of a window; 255 where there is no class.
@@ -150,7 +152,7 @@ class ClassMap:
         counted = (core or window).relative_to(window).slices
         strange = ids[counted][unknown[counted]]
         if strange.size:
-            with self._lock:
+            with _counting:
                 self.strange_pixels += strange.size
                 found = {*self.strange_ids, *np.unique(strange).tolist()}
                 self.strange_ids = tuple(sorted(found)[:STRANGE_IDS])

@@ -84,6 +84,16 @@ def test_polygons_have_a_category_per_class():
     assert [field.get("name") for field in root.findall("./fieldConfiguration/field")] == ["id"]
 
 
+def test_polygons_of_some_classes_show_no_others():
+    root = parsed(polygons_qml(CLASSES, shown=[1, 3]))
+    categories = root.findall(".//category")
+    assert [category.get("value") for category in categories] == ["0", "9"]
+    for category, colour in zip(categories, (CLASSES.colours[i] for i in (1, 3)), strict=True):
+        symbol = root.find(f".//symbol[@name='{category.get('symbol')}']")
+        fill = symbol.find(".//Option[@name='color']").get("value")
+        assert fill == "{},{},{},255".format(*colour)
+
+
 def test_sheet_has_a_check_box_per_class():
     root = parsed(sheet_qml(FIELDS))
     boxes = root.findall(".//editWidget[@type='CheckBox']/..")

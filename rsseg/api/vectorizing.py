@@ -141,7 +141,8 @@ def vectorize(
             if not allow_empty:
                 raise InputError(f"{found}, so there is nothing to draw")
             progress.warn(f"{found}; {out.name} has no polygons")
-        _save(table, out, scratch, known, overwrite, progress)
+        style = polygons_qml(known, shown=wanted)
+        _save(table, out, scratch, style, overwrite, progress)
     counts = {known.names[index]: int(table.counts[index]) for index in wanted}
     return Vectors(out, counts, table.points)
 
@@ -285,7 +286,7 @@ def _save(
     table: PolygonTable,
     out: Path,
     scratch: Path,
-    classes: Classes,
+    style: str,
     overwrite: bool,
     progress: Progress,
 ) -> None:
@@ -295,5 +296,5 @@ def _save(
     with progress.step(f"save {out.name}", len(table), "polygons") as step:
         table.write(written, out.stem, step)
     if out.suffix.lower() == ".gpkg":
-        embed_style(written, out.stem, polygons_qml(classes))
+        embed_style(written, out.stem, style)
     publish(written, out, overwrite)

@@ -8,7 +8,7 @@ other GIS in ``map.tif.aux.xml``. A GeoPackage carries the styles of its layers 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
@@ -96,7 +96,11 @@ def category_names_xml(classes: Classes) -> str:
 
 
 def polygons_qml(
-    classes: Classes, field: str = "class_id", name_field: str | None = "class_name"
+    classes: Classes,
+    field: str = "class_id",
+    name_field: str | None = "class_name",
+    *,
+    shown: Collection[int] | None = None,
 ) -> str:
     """Return the QGIS style of polygons of classes, each filled with its class's colour.
 
@@ -106,13 +110,16 @@ def polygons_qml(
         classes: the classes.
         field: the integer field with class ids.
         name_field: the text field with class names, or None where there is none.
+        shown: indices of the classes in the legend; None for all.
 
     Returns:
         A QML document.
     """
     root = qml.vector_style("fill")
     categories = [
-        Category(str(class_id), name, [_fill(colour)]) for name, class_id, colour in _rows(classes)
+        Category(str(class_id), name, [_fill(colour)])
+        for index, (name, class_id, colour) in enumerate(_rows(classes))
+        if shown is None or index in shown
     ]
     qml.categorized(root, "fill", field, categories)
     table = [Field(field, choices=_choices(classes))]

@@ -439,10 +439,14 @@ def test_an_interruption_is_one_line(monkeypatch, capsys, as_lightning_does):
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_control_c_in_a_real_process(folder):
     make_model("model.pt")
-    write_raster(Path("wide.tif"), np.tile(scenery(0)[0], (1, 16, 16)))
+    write_raster(Path("wide.tif"), np.tile(scenery(0)[0], (1, 6, 6)))
     command = "predict wide.tif --model model.pt --out map.tif --block-rows 64"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rsseg", *command.split()], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rsseg", *command.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     deadline = time.monotonic() + 60

@@ -104,8 +104,14 @@ def test_there_are_no_import_circles():
 
 @pytest.mark.parametrize(
     ("libraries", "rooms"),
-    [(GEO, {"io", "api"}), (TERMINAL, {"cli", "console", "options"}), ({"zarr"}, {"io"})],
-    ids=["files", "terminal", "store"],
+    [
+        (GEO, {"io", "api"}),
+        (TERMINAL, {"cli", "console", "options"}),
+        ({"zarr", "pyarrow"}, {"io"}),
+        ({"numba"}, {"ops"}),
+        ({"jinja2"}, {"api"}),
+    ],
+    ids=["files", "terminal", "stores", "compiler", "pages"],
 )
 def test_libraries_stay_in_their_rooms(libraries, rooms):
     outside = {

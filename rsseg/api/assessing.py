@@ -6,7 +6,6 @@ sample, stratified by the classes of the map, that make up for the map's errors.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from rsseg.io.ground import HECTARE
 from rsseg.io.map_classes import open_map
 from rsseg.io.sample import LEAST, SamplePoints, read_sample
 from rsseg.io.strata import count_strata
-from rsseg.io.tables import Tabular
+from rsseg.io.tables import Tabular, defined
 from rsseg.ops.accuracy import Accuracy, Estimate, estimate_accuracy
 from rsseg.progress import SILENT, Progress
 
@@ -88,7 +87,7 @@ class Assessment(Tabular):
                 int(self.points[index].sum()),
                 *_pair(found.users, index),
                 *_pair(found.producers, index),
-                _defined(mapped[index]),
+                defined(mapped[index]),
                 *_pair(found.shares, index),
                 self._hectares(mapped[index]),
                 *map(self._hectares, _pair(found.shares, index)),
@@ -267,14 +266,10 @@ def _tell_of_bare_intervals(
 
 
 def _pair(estimate: Estimate, index: Any) -> tuple[float | None, float | None]:
-    return _defined(estimate.value[index]), _defined(estimate.margin[index])
+    return defined(estimate.value[index]), defined(estimate.margin[index])
 
 
 def _spelt(estimate: Estimate, index: Any) -> dict[str, float | None]:
     value, margin = _pair(estimate, index)
-    error = _defined(estimate.error[index])
+    error = defined(estimate.error[index])
     return {"estimate": value, "standard_error": error, "ci95": margin}
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

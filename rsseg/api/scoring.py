@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsseg.classes import Classes
 from rsseg.grid import Grid
-from rsseg.io.tables import Tabular
+from rsseg.io.tables import Tabular, defined
 from rsseg.ops.boundary import boundary_iou
 from rsseg.ops.confusion import Scores, scores
 
@@ -104,13 +104,13 @@ class Evaluation(Tabular):
         table = [
             Row(
                 name,
-                _defined(found.iou[index]),
-                _defined(found.precision[index]),
-                _defined(found.recall[index]),
-                _defined(found.f1[index]),
-                _defined(outlines[index]),
+                defined(found.iou[index]),
+                defined(found.precision[index]),
+                defined(found.recall[index]),
+                defined(found.f1[index]),
+                defined(outlines[index]),
                 support,
-                _defined(support / total if total else math.nan),
+                defined(support / total if total else math.nan),
             )
             for index, (name, support) in enumerate(
                 zip(self.classes.names, self.matrix.sum(axis=1).tolist(), strict=True)
@@ -119,10 +119,10 @@ class Evaluation(Tabular):
         summary = Row("", None, None, None, None, None, total, 1.0 if total else None)
         return [
             *table,
-            summary._replace(name="mIoU", iou=_defined(found.miou)),
-            summary._replace(name="mF", f1=_defined(found.mf1)),
-            summary._replace(name="OA", recall=_defined(found.oa)),
-            summary._replace(name="mBIoU", boundary_iou=_defined(mean_outline)),
+            summary._replace(name="mIoU", iou=defined(found.miou)),
+            summary._replace(name="mF", f1=defined(found.mf1)),
+            summary._replace(name="OA", recall=defined(found.oa)),
+            summary._replace(name="mBIoU", boundary_iou=defined(mean_outline)),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,10 +134,10 @@ class Evaluation(Tabular):
             "truth": self.truth,
             "compared_pixels": self.compared,
             "unpredicted_pixels": self.unpredicted,
-            "miou": _defined(found.miou),
-            "mf1": _defined(found.mf1),
-            "oa": _defined(found.oa),
-            "mean_boundary_iou": _defined(self.boundary_iou[1]),
+            "miou": defined(found.miou),
+            "mf1": defined(found.mf1),
+            "oa": defined(found.oa),
+            "mean_boundary_iou": defined(self.boundary_iou[1]),
             "boundary_width_pixels": self.boundary_width,
             "classes": [{"id": class_id, **row._asdict()} for class_id, row in per_class],
             "confusion": {
@@ -146,7 +146,3 @@ class Evaluation(Tabular):
                 "pixels": self.matrix.tolist(),
             },
         }
-
-
-def _defined(score: float) -> float | None:
-    return None if math.isnan(score) else float(score)

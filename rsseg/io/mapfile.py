@@ -32,6 +32,9 @@ TILE_SIDE = 512
 SHOWN_PIXELS = 16_000_000
 """Rasters from this size on take seconds to write, so that progress is worth a line."""
 
+SHARE_SCALE = 254
+"""Confidences and probabilities are stored as 0 … 254 for 0 … 1; 255 is nodata."""
+
 SCRATCH_LEVEL = 1
 """Deflate level of the scratch file, which is read once: fast rather than small."""
 

@@ -21,6 +21,7 @@ from rsseg.errors import RunError
 from rsseg.grid import Grid
 from rsseg.io.geopackage import fixed_time
 from rsseg.io.ground import is_planar, row_areas
+from rsseg.io.mapfile import SHARE_SCALE
 from rsseg.io.style import EPOCH
 from rsseg.io.vector_output import DRIVERS, WGS84
 from rsseg.ops.rings import Polygons
@@ -29,9 +30,6 @@ from rsseg.progress import Step
 
 DEGREE_DIGITS = 9
 """Decimals of longitudes and latitudes in GeoJSON: a tenth of a millimetre."""
-
-CONFIDENCE_SCALE = 254
-"""Confidences are stored as 0 … 254 for 0 … 1."""
 
 BATCH_BYTES = 32_000_000
 """About how much is handed to GDAL at a time."""
@@ -130,7 +128,7 @@ class PolygonTable:
         if self._with_confidence:
             sums, counted = regions.sums[chosen, 2], regions.sums[chosen, 3]
             with np.errstate(invalid="ignore"):
-                mean = np.round(sums / counted / CONFIDENCE_SCALE, 4)
+                mean = np.round(sums / counted / SHARE_SCALE, 4)
             columns["confidence"] = pa.array(mean, from_pandas=True)
         return pa.table(columns)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rsseg.io.files import replacing
+
+
+def defined(value: float) -> float | None:
+    """Return a number as JSON and CSV take it: None where it is NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 class Tabular(ABC):

@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 
 from rsseg.classes import IGNORE
 from rsseg.grid import Window
+from rsseg.io.mapfile import SHARE_SCALE
 from rsseg.ops.blend import axis_weights
 from rsseg.stages.ahead import ahead
 from rsseg.stages.job import Job
 
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Images (B, C, S, S) float32, normalised → class probabilities (B, K, S, S) float32 in [0, 1]."""
-
-CONFIDENCE_SCALE = 254
-"""A confidence of 1 in the uint8 layer; 255 is nodata."""
 
 T = TypeVar("T")
 
@@ -251,4 +249,4 @@ def decide_all(scores: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray
 
 
 def _as_bytes(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(np.clip(shares, 0, 1) * CONFIDENCE_SCALE).astype(np.uint8)
+    return np.rint(np.clip(shares, 0, 1) * SHARE_SCALE).astype(np.uint8)

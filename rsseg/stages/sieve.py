@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,9 @@ def sieve(
     Returns:
         The map without small regions, but those that have no neighbour.
     """
-    return _Sieve(classes, scratch, step, weights, least, strip_rows, workers).run()
+    out = PixelFile(scratch / "sieved", classes.shape)
+    decisions = Decisions(scratch, strip_rows * classes.shape[1])
+    return _Sieve(classes, step, weights, least, strip_rows, workers, out, decisions).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,63 +80,59 @@ class _Part:
     last: bool
 
 
+@dataclass
 class _Sieve:
-    def __init__(
-        self,
-        classes: Pixels,
-        scratch: Path,
-        step: Step,
-        weights: NDArray[np.int64],
-        least: int,
-        strip_rows: int,
-        workers: int,
-    ) -> None:
-        self._classes, self._step, self._weights = classes, step, weights
-        self._least, self._rows, self._workers = least, strip_rows, workers
-        self._out = PixelFile(scratch / "sieved", classes.shape)
-        self._decisions = Decisions(scratch, strip_rows * classes.shape[1])
-        self._numbers = Numbers.none()
-        self._starts: list[int] = []
-        self._seam = np.empty(0, np.int64)
+    """The state of the three passes; for the first fields see ``sieve``."""
+
+    classes: Pixels
+    step: Step
+    weights: NDArray[np.int64]
+    least: int
+    rows: int
+    workers: int
+    out: PixelFile
+    decisions: Decisions
+    numbers: Numbers = field(default_factory=Numbers.none)
+    starts: list[int] = field(default_factory=list)
+    seam: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def run(self) -> PixelFile:
         for part in self._parts():
             self._measure(part)
-        clusters = Clusters(self._least)
+        clusters = Clusters(self.least)
         seam: _Seam | None = None
         crossing: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = []
-        across = np.unique(self._numbers.first[self._numbers.roots(np.arange(len(self._numbers)))])
+        across = np.unique(self.numbers.first[self.numbers.roots(np.arange(len(self.numbers)))])
         for part in self._parts():
             nodes, edges, seam = self._graph(part, seam)
             first, classes = clusters.add(nodes, edges)
             crosses = np.isin(first, across, assume_unique=True)
-            self._decisions.add(first[~crosses], classes[~crosses])
+            self.decisions.add(first[~crosses], classes[~crosses])
             crossing.append((first[crosses], classes[crosses]))
-        of_crossing = _sorted(*(np.concatenate(field) for field in zip(*crossing, strict=True)))
+        of_crossing = _sorted(*(np.concatenate(column) for column in zip(*crossing, strict=True)))
         for part in self._parts():
             first = self._identified(part)[0]
             table = part.classes.copy()
-            table[0] = IGNORE
-            for decided in (self._decisions.of(part.index), of_crossing):
+            for decided in (self.decisions.of(part.index), of_crossing):
                 _look_up(table, first, *decided)
-            self._out.append(table[part.regions.labels])
-        return self._out
+            self.out.append(table[part.regions.labels])
+        return self.out
 
     def _parts(self) -> Iterator[_Part]:
-        strips = range(math.ceil(self._classes.shape[0] / self._rows))
-        with closing(ahead(self._part, strips, self._workers, self._workers)) as parts:
+        strips = range(math.ceil(self.classes.shape[0] / self.rows))
+        with closing(ahead(self._part, strips, self.workers, self.workers)) as parts:
             for part in parts:
                 yield part
-                self._step.advance(part.regions.labels.size)
+                self.step.advance(part.regions.labels.size)
 
     def _part(self, index: int) -> _Part:
-        classes, above, top, last = read_strip(self._classes, self._rows, index)
+        classes, above, top, last = read_strip(self.classes, self.rows, index)
         found = find_regions(classes, IGNORE)
         return _Part(
             index=index,
             regions=Regions(found.labels, found.first + top * classes.shape[1]),
             classes=np.concatenate(([IGNORE], classes.ravel()[found.first[1:]])).astype(np.uint8),
-            sums=found.sums(self._weights[top : top + len(classes)], None),
+            sums=found.sums(self.weights[top : top + len(classes)], None),
             above=continues(classes, above, IGNORE),
             last=last,
         )
@@ -146,23 +144,23 @@ class _Sieve:
 
     def _measure(self, part: _Part) -> None:
         """Find out which regions are one, and how large they are."""
-        self._starts.append(len(self._numbers))
-        own = self._own(part, len(self._numbers))
+        self.starts.append(len(self.numbers))
+        own = self._own(part, len(self.numbers))
         crosses = own != NONE
         about = About(part.regions.first, part.classes, part.sums, np.zeros_like(own))
-        self._numbers = self._numbers.extended(taken(about, crosses), part.index)
+        self.numbers = self.numbers.extended(taken(about, crosses), part.index)
         if part.index:
-            above, here = self._seam[part.above], own[part.regions.labels[0][part.above]]
-            self._numbers.unite(above, here)
-        self._seam = own[part.regions.labels[-1]]
+            above, here = self.seam[part.above], own[part.regions.labels[0][part.above]]
+            self.numbers.unite(above, here)
+        self.seam = own[part.regions.labels[-1]]
 
     def _identified(self, part: _Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first pixel and the area of each region of a strip, all strips together."""
-        own = self._own(part, self._starts[part.index])
+        own = self._own(part, self.starts[part.index])
         crosses = own != NONE
-        roots = self._numbers.roots(own[crosses])
+        roots = self.numbers.roots(own[crosses])
         first, area = part.regions.first.copy(), part.sums[:, 1].copy()
-        first[crosses], area[crosses] = self._numbers.first[roots], self._numbers.sums[roots, 1]
+        first[crosses], area[crosses] = self.numbers.first[roots], self.numbers.sums[roots, 1]
         first[0] = NONE
         return first, area
 
@@ -170,7 +168,7 @@ class _Sieve:
         """Return the small regions of a strip, all neighbours of theirs, and its last row."""
         first, area = self._identified(part)
         labels = part.regions.labels
-        small = area < self._least
+        small = area < self.least
         small[0] = False
         edges = shared_edges(labels, small)
         # By first pixel: of a region that is in two parts here, one may end and the other go on.
@@ -182,7 +180,7 @@ class _Sieve:
         nodes = Nodes(first[meant], area[meant], part.classes[meant], waiting[meant])
         links = Edges(first[edges[:, 0]], first[edges[:, 1]], edges[:, 2])
         if seam is not None:
-            pairs = seam.pairs(first[labels[0]], small[labels[0]], self._least)
+            pairs = seam.pairs(first[labels[0]], small[labels[0]], self.least)
             links, nodes = stacked([links, pairs]), stacked([nodes, seam.nodes])
         row = labels[-1]
         return nodes, links, _Seam(first[row], area[row], part.classes[row])

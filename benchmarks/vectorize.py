@@ -11,14 +11,13 @@ kept in OUT/results.json: interrupted, it goes on where it was. The tables are p
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,6 +27,7 @@ import class_maps
 import polygon_checks
 import psutil
 import rasterio
+from kept import Results
 
 from rsseg.api import vectorize
 
@@ -78,31 +78,6 @@ WAYS = {
     "simplify": f"`--simplify {SIMPLIFY}`",
     "min-area": f"`--min-area {LEAST}`",
 }
-
-
-class Results:
-    """What was measured, in a file that is written anew after every unit."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.units: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self.units = json.loads(path.read_text(encoding="utf-8"))
-
-    def need(self, name: str, unit: Callable[[], dict[str, Any]]) -> None:
-        """Measure a unit, if that has not been done yet."""
-        if name in self.units:
-            return
-        found = unit()
-        self.units[name] = found | {"load": round(psutil.getloadavg()[0], 1)}
-        print(name, self.units[name], flush=True)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self.units, indent=1), encoding="utf-8")
-        part.replace(self._path)
-
-    def of(self, prefix: str) -> list[dict[str, Any]]:
-        """Return the units whose names begin with this."""
-        return [unit for name, unit in self.units.items() if name.startswith(prefix)]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from rsseg.grid import TILE_MULTIPLE
 
 Proposals = Literal["sam", "superpixels"]
 Pooling = Literal["softmax", "mean"]
+Prompting = Literal["adaptive", "grid"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,13 @@ class ProposalConfig:
 
     Args:
         proposals: ``sam`` or ``superpixels``.
-        points_per_side: prompts of SAM per side of a window.
+        window: pixels SAM should see at once, context included; small tiles are taken in blocks.
+        halo: pixels of context around each window's cores, in which masks of neighbouring windows
+            are recognised as one object; a multiple of 16.
+        join: IoU in the pixels that two windows share from which their masks are one object.
+        prompting: ``adaptive`` (points where no mask is yet) or ``grid`` (all of them).
+        points_per_side: points of the grid per side of a window; adaptive prompting is no finer.
+        max_points: most points for a window under adaptive prompting.
         min_area: smaller masks are dropped, pixels.
         score: least predicted IoU of part masks.
         whole_score: least predicted IoU of whole-object masks.
@@ -139,7 +146,12 @@ class ProposalConfig:
     """
 
     proposals: Proposals = "sam"
-    points_per_side: int = 12
+    window: int = 512
+    halo: int = 64
+    join: float = 0.5
+    prompting: Prompting = "adaptive"
+    points_per_side: int = 32
+    max_points: int = 256
     min_area: int = 100
     max_share: float = 0.5
     score: float = 0.86
@@ -234,11 +246,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "bilateral_srgb": (0.1, 1000),
     "bilateral_compat": (0, 1000),
     "points_per_side": (1, 256),
+    "max_points": (1, math.inf),
     "min_area": (0, math.inf),
     "superpixel_scale": (1, math.inf),
     "superpixel_min_area": (1, math.inf),
     **dict.fromkeys(
-        ("max_share", "score", "whole_score", "stability", "nms", "min_confidence"), (0, 1)
+        ("max_share", "score", "whole_score", "stability", "nms", "join", "min_confidence"), (0, 1)
     ),
 }
 """Least and largest value of settings, by name; the same in every configuration."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg.grid import Tile, Window
+from rsseg.io.masks import MASKS, OBJECTS, SceneObjects
 from rsseg.io.site import Scene, Site
 from rsseg.progress import Progress
 from rsseg.stages.stage import Stage, TileData
@@ -46,6 +47,8 @@ def run(
         workers: processes for a stage that gains from them; up to 1 stays in this one.
         progress: shows the tiles done.
     """
+    for name in tiles:
+        site.scenes[name].layer(stage.writes, fingerprint)  # also where there is nothing to do
     batches = _batches(tiles, stage.batch_size)
     pending = [work for work in batches if not _is_done(stage, site, fingerprint, work)]
     total = sum(len(work[1]) for work in batches)
@@ -119,7 +122,9 @@ def _computed(stage: Stage, site: Site, fingerprint: str, work: Work) -> int:
     data = [read_tile(site, scene, tile, stage.reads) for tile in work[1]]
     layer = scene.layer(stage.writes, fingerprint)
     for tile, values in zip(work[1], stage(data), strict=True):
-        layer.write(tile.core, values)
+        # Later layers may hang on what exists; another batch can differ from it by rounding.
+        if not layer.has(tile.core):
+            layer.write(tile.core, values)
     return len(data)
 
 
@@ -136,14 +141,16 @@ def read_tile(site: Site, scene: Scene, tile: Tile, reads: Mapping[str, str]) ->
     if tags is None:
         tags = np.full((*scene.tiling.counts, len(site.classes)), -1, np.int8)
     near = _tags_of_pixels(tags, tile.read, scene.tiling.core)
-    layers = {name: _read_layer(scene, name, key, tile.read) for name, key in reads.items()}
+    planes = {name: key for name, key in reads.items() if name not in (MASKS, OBJECTS)}
+    objects = SceneObjects(scene, reads[MASKS], reads[OBJECTS]) if MASKS in reads else None
     return TileData(
         tile=tile,
         image=image,
         valid=valid,
         allowed=np.moveaxis(near != 0, -1, 0),
         labelled=np.asarray((near >= 0).any(axis=-1)),
-        layers=layers,
+        layers={name: _read_layer(scene, name, key, tile.read) for name, key in planes.items()},
+        objects=None if objects is None else objects.read(tile.core),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from helpers import NORTH_UP, UTM, write_raster
+from helpers import NORTH_UP, UTM, Listener, write_raster
 from numpy.testing import assert_array_equal
 from rio_cogeo.cogeo import cog_validate
 
@@ -17,11 +17,16 @@ from rsseg.api import export, info, tile
 from rsseg.classes import Classes
 from rsseg.config import TileConfig
 from rsseg.errors import InputError
+from rsseg.grid import Window
 from rsseg.io.layers import LABELS, LayerSpec
 from rsseg.io.mapfile import CLASSES_TAG
+from rsseg.io.masks import masks_spec
 from rsseg.io.site import Site
 from rsseg.io.style import category_names_xml, raster_qml
-from rsseg.stages.sam import PLANES
+from rsseg.ops.maskpack import pack
+from rsseg.ops.segments import Masks
+from rsseg.progress import SILENT
+from rsseg.stages.objects import number_objects
 
 CLASSES = Classes.from_dict(
     {
@@ -52,7 +57,7 @@ def site(tmp_path):
     made = make_site(tmp_path, [write_raster(tmp_path / "a.tif", pixels())])
     fill(made, "cam", 2, 16)
     fill(made, "crf", 3, 1)
-    fill(made, "masks", PLANES, 1, "uint16")
+    fill_masks(made)
     fill_layer(made, LABELS, 3)
     return Site(made.path)
 
@@ -71,6 +76,29 @@ def fill_layer(site, spec, high):
             values = rng.integers(0, high, (*lead, cells.height, cells.width))
             layer.write(one.core, values.astype(spec.dtype))
     site.set_layer(spec.name, FINGERPRINT)
+
+
+def fill_masks(site):
+    """Write masks to windows of 2 x 2 tiles: a roof over four of them, and a pile of six masks."""
+    for scene in site.scenes.values():
+        tiling = scene.tiling.merged(2, 16)
+        scene_masks = np.zeros((7, *(np.array(SHAPE) + 200)), np.bool_)
+        scene_masks[0, 150:180, 140:190] = True  # with 100 pixels around the scene
+        for depth, mask in enumerate(scene_masks[1:]):
+            mask[105 + depth : 125, 105 : 140 - depth] = True
+        for one in tiling:
+            rows, cols = Window(one.read.row + 100, one.read.col + 100, 96, 96).slices
+            seen = scene_masks[:, rows, cols]
+            seen = seen[seen.any(axis=(1, 2))]
+            count = len(seen)
+            masks = Masks(seen, np.zeros(count, np.int8), np.ones(count, np.float32))
+            spec = masks_spec(tiling.core, tiling.halo)
+            scene.layer(spec, FINGERPRINT).write(
+                one.core, pack(masks, spec.channels)[:, None, None]
+            )
+        windows = {scene.name: list(tiling)}
+        number_objects(site, FINGERPRINT, FINGERPRINT, windows, join=0.5, progress=SILENT)
+    site.set_layer("masks", FINGERPRINT)
 
 
 def tagged(site):
@@ -176,10 +204,38 @@ def test_one_class(tmp_path, site, layer, plane):
     assert dataset.count == 1
 
 
-def test_masks(tmp_path, site):
+def test_masks_are_the_numbers_of_objects(tmp_path, site):
     values, dataset = exported(site, "masks", tmp_path / "out.tif")
-    assert_array_equal(values, layer_of(site, "masks"))
-    assert (dataset.dtype, dataset.nodata) == ("uint16", 0)
+    assert (values.shape, dataset.dtype, dataset.nodata) == ((4, *SHAPE), "uint32", 0)
+    assert dataset.transform == NORTH_UP
+    assert dataset.descriptions == ("objects 1", "objects 2", "objects 3", "objects 4")
+    roof = np.zeros(SHAPE, bool)
+    roof[50:80, 40:90] = True  # over the corner of four windows, and in one colour all the same
+    (number,) = set(values[0][roof])
+    assert_array_equal(values[0] == number, roof)
+    assert not values[1:, 50:].any()
+    # Six masks lie over each other; four of them have a band.
+    assert [len(set(band[5:25, 5:40].ravel()) - {0}) for band in values] == [1] * 4
+    for depth, band in enumerate(values):
+        pile = np.zeros(SHAPE, bool)
+        pile[5 + depth : 25, 5 : 40 - depth] = True
+        assert_array_equal(band[:40, :50] > 0, pile[:40, :50])
+
+
+def test_objects_without_a_band_are_counted(tmp_path, site):
+    class Notes(Listener):
+        def note(self, message):
+            self.warnings.append(message)
+
+    notes = Notes()
+    export(site.path, "masks", tmp_path / "out.tif", progress=notes)
+    assert notes.warnings == ["a: 2 of 7 objects have no band, for others lie there in all 4"]
+
+
+def test_masks_whose_objects_were_not_numbered_yet(tmp_path, site):
+    site.forget_layers(["objects"])
+    with pytest.raises(InputError, match="no layer 'masks'; it has image, valid, cam, crf, labels"):
+        export(site.path, "masks", tmp_path / "out.tif")
 
 
 def test_tags_are_a_pixel_per_tile(tmp_path, site):
@@ -225,6 +281,8 @@ def test_one_scene_has_the_name_itself(tmp_path, two):
     [
         ("posterior", {}, "no layer 'posterior'; it has image, valid, cam, crf, labels, masks"),
         ("tags", {}, "no layer 'tags'"),
+        ("objects", {}, "no layer 'objects'; it has image, valid, cam, crf, labels, masks"),
+        ("masks:roof", {}, "not one per class"),
         ("cam:rest", {}, "nothing of 'rest', the background; it has roof, road"),
         ("cam:water", {}, "unknown class 'water'"),
         ("labels:roof", {}, "not one per class"),
@@ -274,7 +332,8 @@ def test_info(site):
         ("road", 0, 4),
     ]
     assert found.reviewed_tiles == 4
-    assert [one.name for one in found.layers] == ["cam", "crf", "labels", "masks"]
+    names = ["cam", "crf", "labels", "masks", "objects"]
+    assert [one.name for one in found.layers] == names
     assert all(one.current and one.tiles == 12 for one in found.layers)
     assert found.disk_bytes > pixels().nbytes // 2
     assert json.loads(json.dumps(found.to_dict()))["classes"] == CLASSES.to_dict()["classes"]

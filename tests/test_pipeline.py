@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from rsseg.config import (
     CamConfig,
     ClassifierConfig,
     CrfConfig,
+    LabelConfig,
     ProposalConfig,
     Settings,
     TileConfig,
@@ -24,6 +26,7 @@ from rsseg.config import (
 )
 from rsseg.errors import InputError
 from rsseg.io.site import Site
+from rsseg.ops.segments import superpixels
 
 SIDE = 256
 TILES = TileConfig(48, 1 / 3)
@@ -33,7 +36,7 @@ SETTINGS = Settings(
     ),
     cam=CamConfig(scales=(1.0,)),
     crf=CrfConfig(bilateral_sxy=20),
-    proposals=ProposalConfig(proposals="superpixels"),
+    proposals=ProposalConfig(proposals="superpixels", window=128, halo=32),
 )
 TRAIN = TrainConfig("tiny", window=64, min_steps=60, lr=5e-3)
 
@@ -100,7 +103,7 @@ def test_the_whole_way(tmp_path, classes, truth, image):
     image[:, :20, :30] = 0
     way = Way(tmp_path, classes, truth, image).tagged()
     site = way.labelled()
-    assert set(site.layers) == {"cam", "crf", "masks", "labels"}
+    assert set(site.layers) == {"cam", "crf", "masks", "objects", "labels"}
     majority = max(np.mean(truth == 0), np.mean(truth == 1))
     labels = way.scores()
     assert labels.oa > majority + 0.1
@@ -136,10 +139,10 @@ def times(site, *names):
 
 
 def test_again_is_nothing(way):
-    names = ("cam", "crf", "masks", "labels")
+    names = ("cam", "crf", "masks", "objects", "labels")
     before = times(way.site, *names)
     models = {path: path.stat().st_mtime_ns for path in (way.site / "models").iterdir()}
-    assert len(before) > 4 * 20
+    assert len(before) > 3 * 20
     way.labelled()
     assert times(way.site, *names) == before
     assert {path: path.stat().st_mtime_ns for path in (way.site / "models").iterdir()} == models
@@ -147,13 +150,18 @@ def test_again_is_nothing(way):
 
 def test_each_setting_makes_its_own_layers_anew(way):
     first = Site(way.site).layers
-    kept = times(way.site, "cam", "crf", "masks", "labels")
+    kept = times(way.site, "cam", "crf", "masks", "objects", "labels")
+    proposals = SETTINGS.proposals
     for part, anew in [
         (replace(SETTINGS, crf=CrfConfig(iterations=1)), {"crf", "labels"}),
         (
-            replace(SETTINGS, proposals=replace(SETTINGS.proposals, superpixel_scale=10)),
-            {"masks", "labels"},
+            replace(SETTINGS, proposals=replace(proposals, superpixel_scale=10)),
+            {"masks", "objects", "labels"},
         ),
+        (replace(SETTINGS, proposals=replace(proposals, join=0.9)), {"objects", "labels"}),
+        (replace(SETTINGS, proposals=replace(proposals, overlap=0.9)), {"labels"}),
+        # The settings of SAM are nothing to superpixels.
+        (replace(SETTINGS, proposals=replace(proposals, score=0.5, nms=0.9)), set()),
         (replace(SETTINGS, cam=CamConfig(scales=(1.0,), flips=False)), {"cam", "crf", "labels"}),
     ]:
         layers = way.labelled(part).layers
@@ -164,34 +172,89 @@ def test_each_setting_makes_its_own_layers_anew(way):
 
 @pytest.mark.parametrize(("until", "made"), [("cam", {"cam"}), ("crf", {"cam", "crf"})])
 def test_until(way, until, made):
-    Site(way.site).forget_layers(["cam", "crf", "masks", "labels"])
+    Site(way.site).forget_layers(["cam", "crf", "masks", "objects", "labels"])
     assert set(way.labelled(until=until).layers) == made
     way.labelled()
 
 
 def test_other_tags_forget_what_was_made_of_them(way):
-    before = times(way.site, "cam", "labels")
+    before = times(way.site, "cam", "masks", "objects", "labels")
     listener = Listener()
     tag(way.site, [way.truth], min_share=0.2, progress=listener)
-    assert set(Site(way.site).layers) <= {"masks"}
+    assert set(Site(way.site).layers) <= {"masks", "objects"}
     with pytest.raises(InputError, match="no pseudo-labels"):
         train(way.site, way.model, config=TRAIN, device="cpu")
     tag(way.site, [way.truth])
     way.labelled()
-    assert times(way.site, "cam", "labels") == before
+    assert times(way.site, "cam", "masks", "objects", "labels") == before
 
 
 def test_area_of_interest(way):
     left, top = NORTH_UP @ (10, 10)
     right, bottom = NORTH_UP @ (60, 90)
     area = write_features(way.folder / "aoi.gpkg", [box(left, bottom, right, top)])
+    before, masks = Site(way.site).layers, times(way.site, "masks")
     site = way.labelled(aoi=area)
+    # Fewer windows of the same masks, which are numbered by themselves.
+    assert site.layers["masks"] == before["masks"]
+    assert site.layers["objects"] != before["objects"]
+    assert times(way.site, "masks") == masks
+    assert len(times(way.site, "objects")) > len(masks)
     scene = site.scenes["a"]
     labels = scene.find_layer("labels", site.layers["labels"]).read(scene.grid.window)
     assert (labels[10:90, 10:60] != 255).all()
     assert (labels[96:] == 255).all()
     assert (labels[:, 96:] == 255).all()
-    way.labelled()
+    assert way.labelled().layers == before
+
+
+def test_numbers_belong_to_the_masks_of_their_settings(way, monkeypatch):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    before = Site(way.site).layers
+    other = replace(SETTINGS, proposals=replace(SETTINGS.proposals, superpixel_scale=200))
+    with monkeypatch.context() as patch:
+        patch.setattr("rsseg.api.labelling.number_objects", die)
+        with pytest.raises(KeyboardInterrupt):
+            way.labelled(other)
+    assert Site(way.site).layers["masks"] != before["masks"]
+    with pytest.raises(InputError, match="no layer 'masks'"):
+        export(way.site, "masks", way.folder / "masks.tif")
+    assert way.labelled().layers == before
+
+
+def test_sam_runs_once_for_an_image_and_its_own_settings(way, monkeypatch):
+    seen = []
+
+    def propose(prompter, images, config):
+        seen.extend(images)
+        return [superpixels(image) for image in images]
+
+    before = Site(way.site).layers
+    for name in ("labelling._sam_weights", "sam._load", "sam._sam_masks"):
+        room = "rsseg.api" if name.startswith("labelling") else "rsseg.stages"
+        found = propose if name.endswith("masks") else lambda *_: Path("some_sam.pt")
+        monkeypatch.setattr(f"{room}.{name}", found)
+    proposals = replace(SETTINGS.proposals, proposals="sam")
+    settings = replace(SETTINGS, proposals=proposals)
+    way.labelled(settings)
+    windows = len(seen)
+    assert windows > 9
+    for changes in (
+        {"crf": CrfConfig(iterations=2)},
+        {"labels": LabelConfig(min_confidence=0.3)},
+        {"proposals": replace(proposals, join=0.9, overlap=0.9, superpixel_scale=10)},
+    ):
+        way.labelled(replace(settings, **changes))
+    tag(way.site, [way.truth], min_share=0.2)
+    way.labelled(settings)
+    tag(way.site, [way.truth])
+    assert len(seen) == windows
+    way.labelled(replace(settings, proposals=replace(proposals, score=0.5)))
+    assert len(seen) == 2 * windows
+    monkeypatch.undo()
+    assert way.labelled().layers == before
 
 
 def test_polygons_that_lie_elsewhere(way):
@@ -219,6 +282,29 @@ def test_scenes_of_one_tile_beside_larger_ones(tmp_path):
     for scene in made.scenes.values():
         labels = scene.find_layer("labels", made.layers["labels"]).read(scene.grid.window)
         assert (labels != 255).all()
+
+
+def test_a_scene_whose_tags_leave_no_choice(tmp_path):
+    truth = blobs(3, 0.4).astype(np.uint8)
+    rasters, tags = [], []
+    for name in "ab":
+        rasters.append(write_raster(tmp_path / f"{name}.tif", drawn(truth)[:, :96, :96]))
+        for row, col in np.ndindex(3, 3):
+            tags.append(f"{name}/{row}/{col},1,{int(name == 'b' and row == col)}")
+    sheet = tmp_path / "tags.csv"
+    sheet.write_text("\n".join(["tile,field,wood", *tags]))
+    classes = Classes.from_names(["field", "wood"])
+    site = tile(rasters, tmp_path / "site.zarr", classes, config=TILES).path
+    tag(site, [sheet])
+    short = replace(SETTINGS, classifier=replace(SETTINGS.classifier, min_steps=3))
+    made = pseudo_label(site, settings=short, workers=1, device="cpu")
+    for scene, values in zip(made.scenes.values(), ({0}, {0, 1}), strict=True):
+        labels = scene.find_layer("labels", made.layers["labels"]).read(scene.grid.window)
+        assert set(np.unique(labels)) <= values
+    paths = export(site, "masks", tmp_path / "masks.tif")
+    with rasterio.open(paths[0]) as empty, rasterio.open(paths[1]) as full:
+        assert not empty.read().any()
+        assert full.read(1).all()
 
 
 def test_nothing_to_learn_from(tmp_path):

@@ -42,7 +42,7 @@ CLASSIFIER = ClassifierConfig(
 SETTINGS = Settings(
     classifier=CLASSIFIER,
     cam=CamConfig(scales=(1.0,)),
-    proposals=ProposalConfig(proposals="superpixels"),
+    proposals=ProposalConfig(proposals="superpixels", window=96, halo=16),
 )
 TRAIN = TrainConfig(arch="tiny", window=64, epochs=4, batch_size=4)
 TILES = TileConfig(48, 1 / 3)
@@ -255,7 +255,7 @@ def test_killed_at_random(undisturbed, seed):
 
 def test_the_undisturbed_run_made_everything(undisturbed):
     site = Site(undisturbed / "site.zarr")
-    assert set(site.layers) == {"cam", "crf", "masks", "labels"}
+    assert set(site.layers) == {"cam", "crf", "masks", "objects", "labels"}
     labels = site.scenes["a"].find_layer("labels", site.layers["labels"])
     values = set(np.unique(labels.read(site.scenes["a"].grid.window)))
     assert values == {0, 1, 255}

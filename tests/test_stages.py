@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,20 @@ from rsseg.config import (
 )
 from rsseg.grid import Tile, Window
 from rsseg.io.layers import LayerSpec
+from rsseg.io.masks import SceneObjects
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.classifier import Classifier
 from rsseg.ops.cam import competitive_pool, with_background
+from rsseg.ops.maskpack import PackedMasks
+from rsseg.ops.objects import Objects
 from rsseg.ops.segments import Masks, superpixels
 from rsseg.progress import SILENT
 from rsseg.run import read_tile, run
+from rsseg.stages import sam
 from rsseg.stages.cam import CamStage
 from rsseg.stages.crf import CrfStage
-from rsseg.stages.sam import PLANES, LabelStage, MaskStage, pack, unpack
+from rsseg.stages.objects import number_objects
+from rsseg.stages.sam import LabelStage, MaskStage
 from rsseg.stages.stage import TileData
 
 CPU = torch.device("cpu")
@@ -49,7 +55,13 @@ EVERYWHERE = Tile(0, 0, Window(0, 0, CORE, CORE), Window(-HALO, -HALO, SIDE, SID
 
 
 def tile_of(
-    allowed=(True, True), image=None, valid=True, labelled=True, halo_allowed=None, **layers
+    allowed=(True, True),
+    image=None,
+    valid=True,
+    labelled=True,
+    halo_allowed=None,
+    objects=None,
+    **layers,
 ):
     """A tile of one core; ``allowed`` per class in the core, ``halo_allowed`` around it."""
     around = allowed if halo_allowed is None else halo_allowed
@@ -57,7 +69,17 @@ def tile_of(
     maps[:, HALO:-HALO, HALO:-HALO] = np.array(allowed)[:, None, None]
     ones = np.ones((SIDE, SIDE), bool)
     picture = noise((3, SIDE, SIDE)) if image is None else image
-    return TileData(EVERYWHERE, picture, ones & valid, maps, ones & labelled, layers)
+    return TileData(EVERYWHERE, picture, ones & valid, maps, ones & labelled, layers, objects)
+
+
+def columns(*bounds):
+    """Objects of a core, each the columns from one bound to the next."""
+    masks = np.zeros((len(bounds) - 1, CORE, CORE), np.bool_)
+    for mask, (left, right) in zip(masks, pairwise(bounds), strict=True):
+        mask[:, left:right] = True
+    count = len(masks)
+    whole = Masks(masks, np.full(count, 2, np.int8), np.ones(count, np.float32))
+    return Objects(whole, np.arange(1, count + 1, dtype=np.uint32))
 
 
 def two_tone():
@@ -190,53 +212,46 @@ def test_without_steps_the_posterior_is_the_score():
 # --- Masks ---------------------------------------------------------------------------------------
 
 
-def test_superpixels_become_masks():
+def mask_stage(core=CORE, halo=HALO, checkpoint=None, device="cpu"):
     config = ProposalConfig(proposals="superpixels")
-    (planes,) = MaskStage(config, BANDS, None, "cpu")([tile_of(image=two_tone())])
-    assert (planes.shape, planes.dtype) == ((PLANES, CORE, CORE), np.uint16)
-    segments = superpixels(two_tone().transpose(1, 2, 0), scale=60, min_size=64).masks
-    inner = segments[:, HALO:-HALO, HALO:-HALO]
-    expected = {segment.tobytes() for segment in inner if segment.any()}
-    assert {mask.tobytes() for mask in unpack(planes).masks} == expected
+    return MaskStage(config, BANDS, checkpoint, device, core, halo)
 
 
-@st.composite
-def masks(draw, most=6, side=9):
-    count = draw(st.integers(0, most))
-    random = np.random.default_rng(draw(st.integers(0, 999)))
-    found = random.random((count, side, side)) < random.uniform(0.05, 0.6, (count, 1, 1))
-    levels = random.integers(0, 3, count).astype(np.int8)
-    return Masks(found, levels, np.ones(count, np.float32))
+def test_superpixels_become_masks_of_the_whole_window():
+    stage = mask_stage()
+    (cell,) = stage([tile_of(image=two_tone())])
+    assert (cell.shape, cell.dtype) == ((stage.writes.channels, 1, 1), np.uint8)
+    expected = superpixels(two_tone().transpose(1, 2, 0), scale=60, min_size=64)
+    packed = PackedMasks.of(cell[:, 0, 0])
+    _, found = packed.cut(slice(0, SIDE), slice(0, SIDE))
+    assert_array_equal(found.masks, expected.masks)
+    assert_array_equal(found.level, expected.level)
+    assert len(found) > 1
 
 
-@given(proposals=masks())
-def test_packing_keeps_masks_and_levels(proposals):
-    found = unpack(pack(proposals))
-    kept = {(mask.tobytes(), level) for mask, level in zip(found.masks, found.level, strict=True)}
-    there = [
-        (mask.tobytes(), level)
-        for mask, level in zip(proposals.masks, proposals.level, strict=True)
-        if mask.any()
-    ]
-    assert kept <= set(there)
-    # Of masks that lie over each other in more places than there are planes some may be lost.
-    if proposals.masks.sum(axis=0).max(initial=0) <= 1 or len(there) <= PLANES:
-        assert len(found) == len(there)
-    assert (found.score == 1).all()
+def test_sam_sees_several_images_at_once_on_a_gpu(monkeypatch):
+    seen = []
 
+    def propose(prompter, images, config):
+        seen.append(len(images))
+        return [superpixels(image, scale=60, min_size=64) for image in images]
 
-@given(proposals=masks())
-def test_planes_never_mix_masks(proposals):
-    planes = pack(proposals)
-    again = pack(unpack(planes))
-    assert {m.tobytes() for m in unpack(again).masks} == {m.tobytes() for m in unpack(planes).masks}
+    monkeypatch.setattr(sam, "_load", lambda checkpoint, device: None)
+    monkeypatch.setattr(sam, "_sam_masks", propose)
+    weights = Path("sam.pt")
+    assert mask_stage(checkpoint=weights).batch_size == 1
+    assert mask_stage(device="cuda").batch_size == 1
+    stage = mask_stage(checkpoint=weights, device="cuda")
+    cells = stage([tile_of(image=two_tone())] * stage.batch_size)
+    assert seen == [stage.batch_size]
+    assert stage.batch_size == len(cells) > 1
 
 
 # --- Labels --------------------------------------------------------------------------------------
 
 
 def label_stage(masks=None, background=None, **config):
-    return LabelStage("0", masks, LabelConfig(**config), background)
+    return LabelStage("0", masks, masks, LabelConfig(**config), 0.3, background)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -251,13 +266,9 @@ def label_stage(masks=None, background=None, **config):
     ],
 )
 def test_absent_classes_are_never_labels(allowed, label, masked):
-    layers = {"crf": full(20, 150, 85)}
-    if masked:
-        layers["masks"] = np.broadcast_to(np.uint16(40_001), (PLANES, SIDE, SIDE)) * (
-            np.arange(PLANES) == 0
-        )[:, None, None].astype(np.uint16)
     stage = label_stage("0" if masked else None)
-    (labels,) = stage([tile_of(allowed, **layers)])
+    objects = columns(0, CORE) if masked else None
+    (labels,) = stage([tile_of(allowed, objects=objects, crf=full(20, 150, 85))])
     assert (labels.shape, labels.dtype) == ((CORE, CORE), np.uint8)
     assert set(labels.ravel()) == {label}
 
@@ -270,26 +281,15 @@ def test_classes_of_the_neighbours_do_not_count():
     assert set(labels.ravel()) == {2}
 
 
-def test_masks_of_the_neighbours_do_not_count():
-    numbers = np.zeros((PLANES, SIDE, SIDE), np.uint16)
-    numbers[0, HALO:-HALO, HALO:-HALO] = 40_001
-    alone = numbers.copy()
-    numbers[0, :HALO] = 40_001  # a mask of another tile that has the same number
+def test_what_lies_around_the_core_does_not_count():
     crf = np.stack([full(0, 140)[1], full(0, 115)[1]])
     crf[:, :HALO] = np.array([0, 255], np.uint8)[:, None, None]
-    found = [
-        label_stage("0")([tile_of((True, True), crf=crf, masks=planes)])[0]
-        for planes in (numbers, alone)
-    ]
-    assert_array_equal(*found)
-    assert set(found[0].ravel()) == {0}
+    (labels,) = label_stage("0")([tile_of((True, True), crf=crf, objects=columns(0, CORE))])
+    assert set(labels.ravel()) == {0}
 
 
 def test_a_segment_stays_in_the_cores_that_allow_its_class():
-    tile = tile_of(
-        (True, True), crf=full(100, 155), masks=np.zeros((PLANES, SIDE, SIDE), np.uint16)
-    )
-    tile.layers["masks"][0] = 40_001
+    tile = tile_of((True, True), crf=full(100, 155), objects=columns(0, CORE))
     tile.allowed[1, :, : SIDE // 2] = False
     (labels,) = label_stage("0")([tile])
     assert_array_equal(labels[0], np.arange(CORE) >= CORE // 2)
@@ -300,8 +300,8 @@ def test_a_segment_stays_in_the_cores_that_allow_its_class():
 def test_what_is_untagged_or_not_measured_has_no_label(allowed, masked):
     shown, tagged = np.ones((2, SIDE, SIDE), bool)
     shown[: HALO + 8], tagged[:, : HALO + 8] = False, False
-    planes = np.ones((PLANES, SIDE, SIDE), np.uint16)
-    tile = tile_of(allowed, valid=shown, labelled=tagged, crf=full(200, 55), masks=planes)
+    objects = columns(0, CORE) if masked else None
+    tile = tile_of(allowed, valid=shown, labelled=tagged, crf=full(200, 55), objects=objects)
     (labels,) = label_stage("0" if masked else None)([tile])
     assert (labels[:8] == 255).all()
     assert (labels[:, :8] == 255).all()
@@ -309,22 +309,29 @@ def test_what_is_untagged_or_not_measured_has_no_label(allowed, masked):
 
 
 def test_unsure_pixels_have_no_label_unless_a_proposal_covers_them():
-    planes = np.zeros((PLANES, SIDE, SIDE), np.uint16)
-    planes[0, :, : SIDE // 2] = 40_001
-    layers = {"crf": full(140, 115), "masks": planes}
-    for masked, expected in [(None, {255}), ("0", {0, 255})]:
-        (labels,) = label_stage(masked, min_confidence=0.6)([tile_of((True, True), **layers)])
+    for objects, expected in [(None, {255}), (columns(0, CORE // 2), {0, 255})]:
+        tile = tile_of((True, True), crf=full(140, 115), objects=objects)
+        (labels,) = label_stage(objects and "0", min_confidence=0.6)([tile])
         assert set(labels.ravel()) == expected
     assert_array_equal(labels[0] == 0, np.arange(CORE) < CORE // 2)
 
 
+@pytest.mark.parametrize(("start", "kept"), [(10, False), (14, True)])
+def test_segments_that_coarser_ones_cover_already_are_left_out(start, kept):
+    objects = columns(0, 16, CORE)
+    objects.masks.masks[1] = (start <= np.arange(CORE)) & (np.arange(CORE) < 24)
+    objects.masks.level[1] = 0
+    tile = tile_of((True, True), crf=full(140, 115), objects=objects)
+    # Pixels without a segment are too unsure for a label.
+    (labels,) = label_stage("0", min_confidence=0.6)([tile])
+    assert_array_equal(labels[0] != 255, np.arange(CORE) < (24 if kept else 16))
+
+
 def test_the_background_takes_segments_that_no_class_wants():
-    planes = np.zeros((PLANES, SIDE, SIDE), np.uint16)
-    planes[0, :, : SIDE // 2], planes[0, :, SIDE // 2 :] = 40_001, 40_002
     crf = np.zeros((2, SIDE, SIDE), np.uint8)
     crf[1, :, : SIDE // 2], crf[1, :, SIDE // 2 :] = 200, 30
     crf[0] = 255 - crf[1]
-    tile = tile_of((True, True), crf=crf, masks=planes)
+    tile = tile_of((True, True), crf=crf, objects=columns(0, CORE // 2, CORE))
     (labels,) = label_stage("0", background=0)([tile])
     assert_array_equal(labels[0], np.arange(CORE) < CORE // 2)
 
@@ -398,14 +405,11 @@ def test_tiled_is_whole_for_a_filter_whose_radius_is_the_halo(tmp_path, count, h
 def test_a_pool_of_processes_gives_the_same_bytes(tmp_path):
     site, _ = site_of(tmp_path)
     tiling = site.scenes["site.zarr"].tiling
-    config = ProposalConfig(proposals="superpixels")
-    stage = MaskStage(config, site.bands, None, "cpu")
-    found = [
-        ran(site, stage, tiling.merged(2, 16), key, workers)
-        for key, workers in [("serial", 1), ("pool", 2)]
-    ]
+    stage = replace(mask_stage(2 * tiling.core), bands=site.bands)
+    for key, workers in [("serial", 1), ("pool", 2)]:
+        tiles = {"site.zarr": list(tiling.merged(2, HALO))}
+        run(stage, site, key, tiles, workers=workers, progress=SILENT)
     assert stage.in_processes
-    assert_array_equal(*found)
     serial, pooled = (
         {
             path.relative_to(folder): path.read_bytes()
@@ -452,6 +456,47 @@ def test_what_is_done_is_not_done_again(tmp_path):
     ran(site, Brightest(3), tiling, "1")
     assert chunks(site) == before
     assert site.layers["brightest"] == "1"
+
+
+def test_what_exists_is_never_written_again(tmp_path):
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    first = list(tiling)[:3]
+    run(Brightest(3), site, "0", {"site.zarr": first}, workers=1, progress=SILENT)
+    before = chunks(site)
+    # Other tiles are wanted now, so the batches are other ones, and the old tiles in them too.
+    ran(site, Brightest(3, batch_size=5), tiling)
+    assert len(chunks(site)) == 12
+    assert before.items() <= chunks(site).items()
+
+
+def test_a_scene_with_nothing_to_do_has_an_empty_layer(tmp_path):
+    site, _ = site_of(tmp_path)
+    run(Brightest(3), site, "0", {"site.zarr": []}, workers=1, progress=SILENT)
+    layer = site.scenes["site.zarr"].find_layer("brightest", "0")
+    assert (layer.read(Window(0, 0, 100, 150)) == 255).all()
+
+
+def test_labels_see_the_objects_of_windows_of_another_size(tmp_path):
+    site, _ = site_of(tmp_path)
+    scene = site.scenes["site.zarr"]
+    core = scene.tiling.core
+    stage = replace(mask_stage(2 * core), bands=site.bands)
+    windows = list(scene.tiling.merged(2, HALO))
+    run(stage, site, "m", {scene.name: windows}, workers=1, progress=SILENT)
+    number_objects(site, "m", "o", {scene.name: windows}, join=0.5, progress=SILENT)
+    whole = SceneObjects(scene, "m", "o").read(scene.grid.window)
+    assert whole.masks.masks.sum(axis=0).min() == 1  # superpixels leave no pixel out
+    crf = scene.layer(LayerSpec("crf", "uint8", 2), "c")
+    for tile in scene.tiling.merged(3, 8):
+        crf.write(tile.core, np.zeros((2, tile.core.height, tile.core.width), np.uint8))
+        reads = {"crf": "c", "masks": "m", "objects": "o"}
+        found = read_tile(site, scene, tile, reads)
+        assert set(found.layers) == {"crf"}
+        expected = whole.masks.masks[(slice(None), *tile.core.slices)]
+        there = expected.any(axis=(1, 2))
+        assert_array_equal(found.objects.number, whole.number[there])
+        assert_array_equal(found.objects.masks.masks, expected[there])
 
 
 def test_a_site_made_anew_is_read_anew(tmp_path):

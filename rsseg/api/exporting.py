@@ -17,8 +17,13 @@ from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.layers import LABELS, Layer
 from rsseg.io.mapfile import Kind, check_map, strips, write_map
+from rsseg.io.masks import MASKS, OBJECTS, SceneObjects
 from rsseg.io.site import Scene, Site
+from rsseg.ops.objects import bands_of
 from rsseg.progress import SILENT, Progress
+
+OBJECT_BANDS = 4
+"""Bands of an export of masks: objects that may lie over each other there."""
 
 Read = Callable[[Window], NDArray[Any]]
 """Gives (bands, h, w) of a window in cells of the layer's grid."""
@@ -41,10 +46,12 @@ def export(
         site: the site.
         layer: ``image``, ``valid``, ``tags`` or a layer that a step made (``cam``, ``crf``,
             ``masks``, ``labels``); ``cam:building`` is one class of ``cam``, ``crf`` or ``tags``.
+            ``masks`` becomes four bands of object numbers, unique in the scene, 0 = none; objects
+            that lie over more than that many others at once are left out there.
         out: the file to write; of several scenes, ``out_SCENE.tif`` for each.
         scene: the one scene to write.
         overwrite: replace existing files.
-        progress: is shown the pixels of large rasters being written.
+        progress: is shown the pixels of large rasters being written, and told of objects left out.
 
     Returns:
         The files written.
@@ -56,7 +63,7 @@ def export(
     name, _, class_name = layer.partition(":")
     targets = export_paths(opened, name, out, scene=scene, overwrite=overwrite)
     pictures = {
-        target: _picture(opened, opened.scenes[scene_name], name, class_name or None)
+        target: _picture(opened, opened.scenes[scene_name], name, class_name or None, progress)
         for scene_name, target in targets.items()
     }
     for (scene_name, path), picture in zip(targets.items(), pictures.values(), strict=True):
@@ -159,7 +166,9 @@ class _Picture:
             yield window, self.read(window)
 
 
-def _picture(site: Site, scene: Scene, layer: str, class_name: str | None) -> _Picture:
+def _picture(
+    site: Site, scene: Scene, layer: str, class_name: str | None, progress: Progress
+) -> _Picture:
     of_classes = {"cam": site.classes.foreground, "crf": range(len(site.classes))}
     of_classes["tags"] = of_classes["crf"]
     if class_name is not None and layer not in of_classes:
@@ -171,21 +180,26 @@ def _picture(site: Site, scene: Scene, layer: str, class_name: str | None) -> _P
         return _image(scene, site.bands.indices) if layer == "image" else _valid(scene)
     if layer == "tags" and scene.tags is not None:
         return _tags(site, scene, _chosen(site.classes, of_classes["tags"], layer, class_name))
-    found = scene.find_layer(layer, site.layers[layer]) if layer in site.layers else None
+    found = scene.find_layer(layer, site.layers[layer]) if layer in _made(site) else None
     if found is None:
         raise InputError(f"{site.path} has no layer {layer!r}; it has {', '.join(_there(site))}")
     if layer == "labels":
         return _labels(scene, found, site.classes)
-    if layer in of_classes:
-        planes = _chosen(site.classes, of_classes[layer], layer, class_name)
-        return _planes(scene, found, planes, "share", None)
-    numbers = {f"{layer} {plane}": plane for plane in range(found.array.shape[0])}
-    return _planes(scene, found, numbers, "number", 0)
+    if layer == MASKS:
+        objects = SceneObjects(scene, site.layers[MASKS], site.layers[OBJECTS])
+        return _objects(scene, objects, progress)
+    planes = _chosen(site.classes, of_classes[layer], layer, class_name)
+    return _planes(scene, found, planes)
 
 
 def _there(site: Site) -> list[str]:
     tagged = all(scene.tags is not None for scene in site.scenes.values())
-    return ["image", "valid", *(["tags"] if tagged else []), *sorted(site.layers)]
+    return ["image", "valid", *(["tags"] if tagged else []), *sorted(_made(site))]
+
+
+def _made(site: Site) -> set[str]:
+    """Return the layers of steps; masks can be shown once they are numbered, as ``masks``."""
+    return set(site.layers) - ({OBJECTS} if OBJECTS in site.layers else {MASKS})
 
 
 def _chosen(
@@ -233,9 +247,7 @@ def _labels(scene: Scene, layer: Layer, classes: Classes) -> _Picture:
     return _Picture.of(scene.grid, read, ["labels"], "uint8", nodata=IGNORE, classes=classes)
 
 
-def _planes(
-    scene: Scene, layer: Layer, planes: Mapping[str, int], kind: Kind, nodata: float | None
-) -> _Picture:
+def _planes(scene: Scene, layer: Layer, planes: Mapping[str, int]) -> _Picture:
     chosen = list(planes.values())
 
     def read(window: Window) -> NDArray[Any]:
@@ -244,7 +256,31 @@ def _planes(
 
     grid = scene.grid.coarsened(layer.cell)
     dtype = layer.array.dtype.name
-    return _Picture.of(grid, read, list(planes), dtype, kind=kind, nodata=nodata)
+    return _Picture.of(grid, read, list(planes), dtype, kind="share")
+
+
+def _objects(scene: Scene, objects: SceneObjects, progress: Progress) -> _Picture:
+    """Return each object's number, in the first band where it meets no other object."""
+    overlaps = [np.zeros((0, 2), np.uint32)]
+    highest = 0
+    for _, found in objects.blocks():
+        overlaps.append(found.overlaps())
+        highest = max(highest, int(found.number.max(initial=0)))
+    band = bands_of(highest, np.concatenate(overlaps), OBJECT_BANDS)
+    if (band < 0).any():
+        progress.note(
+            f"{scene.name}: {np.sum(band < 0)} of {highest} objects have no band, for others lie "
+            f"there in all {OBJECT_BANDS}"
+        )
+
+    def read(window: Window) -> NDArray[Any]:
+        values = np.zeros((OBJECT_BANDS, window.height, window.width), np.uint32)
+        for block, found in objects.blocks(window):
+            found.paint(values[(slice(None), *block.relative_to(window).slices)], band)
+        return values
+
+    names = [f"objects {band + 1}" for band in range(OBJECT_BANDS)]
+    return _Picture.of(scene.grid, read, names, "uint32", nodata=0)
 
 
 def _tags(site: Site, scene: Scene, planes: Mapping[str, int]) -> _Picture:

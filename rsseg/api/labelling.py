@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsseg.config import ClassifierConfig, Settings, fingerprint
+from rsseg.config import ClassifierConfig, ProposalConfig, Settings, fingerprint
 from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
 from rsseg.io.files import replacing
+from rsseg.io.masks import MASKS, OBJECTS
 from rsseg.io.site import Scene, Site, describe_source
 from rsseg.io.tag_table import is_tagged
 from rsseg.io.vector import Area, split_layer
@@ -31,6 +32,7 @@ from rsseg.progress import SILENT, Progress
 from rsseg.run import run
 from rsseg.stages.cam import CamStage
 from rsseg.stages.crf import CrfStage
+from rsseg.stages.objects import number_objects
 from rsseg.stages.sam import LabelStage, MaskStage
 
 Until = Literal["cam", "crf", "sam"]
@@ -98,16 +100,14 @@ def pseudo_label(
     run(crf, opened, crf_key, chain.mixed, workers=count, progress=progress)
     if until == "crf":
         return opened
-    proposals = settings.proposals
-    if weights is None:
-        proposals = replace(proposals, proposals="superpixels")
-    masks = MaskStage(proposals, opened.bands, weights, str(where))
-    masks_key = fingerprint(
-        proposals, weights.name if weights else None, opened.bands.to_dict(), chain.geometry
+    masks_key, objects_key = _objects(
+        chain, settings.proposals, weights, str(where), count, progress
     )
-    run(masks, opened, masks_key, chain.mixed, workers=count, progress=progress)
-    labels = LabelStage(crf_key, masks_key, settings.labels, opened.classes.background)
-    labels_key = fingerprint(settings.labels, crf_key, masks_key, chain.area_key)
+    overlap = settings.proposals.overlap
+    labels = LabelStage(
+        crf_key, masks_key, objects_key, settings.labels, overlap, opened.classes.background
+    )
+    labels_key = fingerprint(settings.labels, overlap, crf_key, objects_key, chain.area_key)
     run(labels, opened, labels_key, chain.tagged, workers=1, progress=progress)
     return opened
 
@@ -118,7 +118,7 @@ class _Chain:
 
     Args:
         site: the site.
-        config: of the classifier; its window and halo are those of all steps.
+        config: of the classifier; its window and halo are those of all steps but the masks.
         tags: scene name → (rows, cols, K).
         tilings: scene name → windows of n x n cores.
         tagged: scene name → windows with a tagged core, inside the area of interest.
@@ -140,7 +140,7 @@ class _Chain:
         tags = site.tags
         config = settings.classifier
         scenes = site.scenes
-        tilings = windows_of(scenes, config)
+        tilings = windows_of(scenes, config.window, config.halo)
         areas = {} if aoi is None else _areas(scenes, Path(aoi))
         tagged: dict[str, list[Tile]] = {name: [] for name in scenes}
         mixed: dict[str, list[Tile]] = {name: [] for name in scenes}
@@ -160,21 +160,14 @@ class _Chain:
             area_key = fingerprint(describe_source(file), layer)
         return cls(site, config, tags, tilings, tagged, mixed, area_key)
 
-    @property
-    def geometry(self) -> list[int]:
-        """Cores per window and halo, which decide what a network sees at once."""
-        tiling = next(iter(self.tilings.values()))
-        return [tiling.core, tiling.halo]
 
+def windows_of(scenes: Mapping[str, Scene], side: int, halo: int) -> dict[str, Tiling]:
+    """Return the windows that networks see: blocks of cores of about ``side`` pixels.
 
-def windows_of(scenes: Mapping[str, Scene], config: ClassifierConfig) -> dict[str, Tiling]:
-    """Return the windows that networks see: blocks of cores of about ``config.window`` pixels.
-
-    Each has ``config.halo`` pixels of context, but where every scene is one tile (chips) there is
-    none to be had. A batch may hold windows of several scenes, so all are of one size.
+    Each has ``halo`` pixels of context, but where every scene is one tile (chips) there is none
+    to be had. A batch may hold windows of several scenes, so all are of one size.
     """
-    count = max(1, round(config.window / next(iter(scenes.values())).tiling.core))
-    halo = config.halo
+    count = max(1, round(side / next(iter(scenes.values())).tiling.core))
     if all(len(scene.tiling) == 1 for scene in scenes.values()):
         count, halo = 1, 0
     return {name: scene.tiling.merged(count, halo) for name, scene in scenes.items()}
@@ -184,6 +177,54 @@ def _tags_under(scene: Scene, tags: NDArray[np.int8], tile: Tile) -> NDArray[np.
     """Return the tags of the tagged cores of a window, (N, K)."""
     near = np.array([tags[index] for index in scene.tiling.members(tile.core)])
     return near[is_tagged(near)]
+
+
+def _objects(
+    chain: _Chain,
+    config: ProposalConfig,
+    weights: Path | None,
+    device: str,
+    workers: int,
+    progress: Progress,
+) -> tuple[str, str]:
+    """Make the masks and objects where tags leave a choice; return the layers' fingerprints.
+
+    Masks hang on nothing but the image: other tags may need more windows, never other ones.
+    """
+    site = chain.site
+    tilings = windows_of(site.scenes, config.window - 2 * config.halo, config.halo)
+    windows = {name: _over(tiling, chain.mixed[name]) for name, tiling in tilings.items()}
+    places = {name: [[tile.row, tile.col] for tile in tiles] for name, tiles in windows.items()}
+    tiling = next(iter(tilings.values()))
+    geometry = [tiling.core, tiling.halo]
+    stage = MaskStage(config, site.bands, weights, device, *geometry)
+    masks = fingerprint(_mask_settings(config, weights), site.bands.to_dict(), geometry)
+    if site.layers.get(MASKS) != masks:
+        site.forget_layers([OBJECTS])  # they number the masks of other settings
+    run(stage, site, masks, windows, workers=workers, progress=progress)
+    objects = fingerprint(masks, config.join, places)
+    number_objects(site, masks, objects, windows, join=config.join, progress=progress)
+    return masks, objects
+
+
+def _over(tiling: Tiling, tiles: Sequence[Tile]) -> list[Tile]:
+    """Return the windows whose cores meet those of the tiles, in raster order."""
+    return [tiling[at] for at in sorted({at for one in tiles for at in tiling.members(one.core)})]
+
+
+def _mask_settings(config: ProposalConfig, weights: Path | None) -> dict[str, Any]:
+    """Return what decides masks besides image and windows: SAM's settings or the superpixels'.
+
+    Windows have their own say, and ``join`` and ``overlap`` only matter to later steps.
+    """
+    superpixels = weights is None
+    own = {
+        name: value
+        for name, value in asdict(config).items()
+        if name.startswith("superpixel_") == superpixels
+        and name not in ("proposals", "window", "halo", "join", "overlap")
+    }
+    return own if weights is None else {**own, "weights": weights.name}
 
 
 def _areas(scenes: Mapping[str, Scene], aoi: Path) -> dict[str, Area]:

@@ -61,7 +61,7 @@ class LayerInfo:
     """One layer of a site.
 
     Args:
-        name: ``cam``, ``crf``, ``masks``, ``labels``.
+        name: ``cam``, ``crf``, ``masks``, ``objects``, ``labels``.
         fingerprint: of the configuration that made it.
         tiles: number of tiles written. Steps leave out tiles that have nothing to do.
         current: whether it is the finished layer that the next steps and ``export`` take.

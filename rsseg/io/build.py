@@ -71,13 +71,13 @@ class SitePlan:
     def estimate(self) -> tuple[int, int]:
         """Return (bytes, files) the whole way will need at most.
 
-        Image and mask (unless linked), then CAM, CRF, masks and labels per tile, and the
-        classifier; class layers compress well, so one byte per pixel and layer is an upper
+        Image and mask (unless linked), then CAM, CRF, masks, objects and labels per tile, and the
+        classifier; all of them compress well, so one byte per pixel and layer is an upper
         estimate.
         """
         pixels = sum(raster.grid.window.area for raster in self.rasters.values())
         copied = 0 if self.links else self.pixel_bytes() + pixels
-        layers = 4
+        layers = 5
         files = self.tile_count() * (layers + (0 if self.links else 2)) + 40 * len(self.rasters)
         return copied + layers * pixels + MODEL_BYTES, files
 

@@ -8,7 +8,7 @@ Layout (zarr format 3; see docs/formats.md)::
     │   ├── valid  (y, x)         whether a pixel was measured, unless the raster is linked
     │   ├── tile_valid, tags, validation   one value (per class) per tile
     │   ├── spatial_ref           CF grid mapping
-    │   └── LAYER-FINGERPRINT/LAYER   what a stage made; chunk = tile core
+    │   └── LAYER-FINGERPRINT/LAYER   what a stage made; chunk = tile core, or a window of masks
     └── models/                   checkpoints of classifiers
 
 A chunk is written whole and atomically, so a chunk that exists is a tile that is done. Workers
@@ -183,7 +183,7 @@ class Scene:
     def find_layer(self, name: str, fingerprint: str, *, hold: bool = False) -> Layer | None:
         """Return an existing layer, or None; ``hold`` keeps a finished one in memory."""
         path = f"{name}-{fingerprint}"
-        if path not in self.group:
+        if path not in self.group or name not in self._subgroup(path):
             return None
         group = self._subgroup(path)
         array = group[name]

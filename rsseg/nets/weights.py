@@ -54,6 +54,7 @@ class Listed:
 
 
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+_SAM2_URL = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 
 _ALL = (
     Weights(
@@ -101,6 +102,42 @@ _ALL = (
         size=2_564_550_879,
         licence="Apache-2.0",
         use="SAM proposals, ViT-H",
+    ),
+    Weights(
+        name="sam2.1_tiny",
+        url=_SAM2_URL + "sam2.1_hiera_tiny.pt",
+        file="sam2.1_hiera_tiny.pt",
+        sha256="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+        size=156_008_466,
+        licence="Apache-2.0",
+        use="SAM 2.1 proposals, Hiera-T",
+    ),
+    Weights(
+        name="sam2.1_small",
+        url=_SAM2_URL + "sam2.1_hiera_small.pt",
+        file="sam2.1_hiera_small.pt",
+        sha256="6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+        size=184_416_285,
+        licence="Apache-2.0",
+        use="SAM 2.1 proposals, Hiera-S",
+    ),
+    Weights(
+        name="sam2.1_base_plus",
+        url=_SAM2_URL + "sam2.1_hiera_base_plus.pt",
+        file="sam2.1_hiera_base_plus.pt",
+        sha256="a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+        size=323_606_802,
+        licence="Apache-2.0",
+        use="SAM 2.1 proposals, Hiera-B+",
+    ),
+    Weights(
+        name="sam2.1_large",
+        url=_SAM2_URL + "sam2.1_hiera_large.pt",
+        file="sam2.1_hiera_large.pt",
+        sha256="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+        size=898_083_611,
+        licence="Apache-2.0",
+        use="SAM 2.1 proposals, Hiera-L",
     ),
 )
 

@@ -83,24 +83,37 @@ def confident(
     return score >= bar
 
 
-def priority_nms(proposals: Masks, *, nms: float = 0.7) -> NDArray[np.intp]:
+def priority_nms(
+    boxes: NDArray[np.int64],
+    level: NDArray[np.int8],
+    score: NDArray[np.float32],
+    *,
+    nms: float = 0.7,
+) -> NDArray[np.intp]:
     """Greedy box NMS in which any whole outranks any part (SAN 3.3.1, rule 2).
 
     The priority is the score, plus 1 for a whole; a proposal goes if its box has an IoU above
     `nms` with that of a kept one.
 
+    Args:
+        boxes: (N, 4) y0, x0, y1, x1 (or x first), ends exclusive.
+        level: (N,) int8.
+        score: (N,) float32.
+        nms: largest IoU of two boxes kept.
+
     Returns:
         Indices of the kept proposals, (M,), highest priority first.
     """
-    priority = proposals.score + (proposals.level == WHOLE)
-    overlap = _box_iou(proposals.boxes()) > nms
-    alive = np.ones(len(proposals), dtype=np.bool_)
-    kept = []
-    for i in np.argsort(-priority, kind="stable"):
-        if alive[i]:
-            kept.append(i)
-            alive &= ~overlap[i]
-    return np.array(kept, dtype=np.intp)
+    # Imported here because superpixels do without, and their workers start faster so.
+    import torch
+    from torchvision.ops import nms as box_nms
+
+    priority = score + (level == WHOLE)
+    # Sorted here, so that of equal priorities the first one wins.
+    order = np.argsort(-priority, kind="stable")
+    rank = torch.arange(len(order), 0, -1, dtype=torch.float64)
+    kept = box_nms(torch.from_numpy(boxes[order]).double(), rank, nms)
+    return order[kept.numpy()]
 
 
 def overlap_filter(proposals: Masks, *, t_overlap: float = 0.3) -> NDArray[np.intp]:
@@ -226,17 +239,6 @@ def _extent(line: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int6
     first = line.argmax(axis=1)
     last = line.shape[1] - line[:, ::-1].argmax(axis=1)
     return np.where(some, first, 0), np.where(some, last, 0)
-
-
-def _box_iou(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU of every two boxes (x0, y0, x1, y1): (N, 4) -> (N, N)."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union = area[:, None] + area[None, :] - common
-    iou: NDArray[np.float64] = common / np.maximum(union, 1)
-    return iou
 
 
 def _packed(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""SAM: class-agnostic masks of each tile, and the labels that CRF posteriors give them.
+"""SAM: class-agnostic masks of each window, and the labels that CRF posteriors give them.
 
 Masks are kept apart from labels, so that changing classes or CRF settings never runs SAM again.
 """
@@ -18,41 +18,57 @@ from rsseg.bands import Bands
 from rsseg.classes import IGNORE
 from rsseg.config import LabelConfig, ProposalConfig
 from rsseg.io.layers import LABELS, LayerSpec
-from rsseg.ops.segments import Masks, assign, background_score, class_scores, superpixels
+from rsseg.io.masks import MASKS, OBJECTS, masks_spec
+from rsseg.ops.maskpack import pack
+from rsseg.ops.segments import (
+    Masks,
+    assign,
+    background_score,
+    class_scores,
+    overlap_filter,
+    superpixels,
+)
 from rsseg.stages.stage import TileData
 
-PLANES = 4
-"""Masks that may lie over each other in one pixel; any more are dropped."""
-LEVEL_STEP = 20_000
-"""Mask i of a level is stored as 1 + level * LEVEL_STEP + i; 0 is no mask."""
+_IMAGES_ON_GPU = 8
+"""Windows whose images are encoded together on a GPU; a CPU gains nothing from more than one."""
 
 
 @dataclass(frozen=True)
 class MaskStage:
-    """Proposals from SAM or superpixels, stored as planes of mask numbers.
+    """Proposals from SAM or superpixels: all masks of each window, packed.
 
     Args:
         config: which proposals, and SAM's thresholds.
         bands: for the 8-bit view.
         checkpoint: SAM's weights; None for superpixels.
         device: where SAM runs.
+        core: side of the windows' cores, pixels.
+        halo: pixels of context around them; masks reach into it.
     """
 
     config: ProposalConfig
     bands: Bands
     checkpoint: Path | None
     device: str
-    batch_size: int = 1
+    core: int
+    halo: int
 
     @property
     def label(self) -> str:
         """What the progress bar calls it."""
-        return "SAM masks" if self.config.proposals == "sam" else "superpixels"
+        return "superpixels" if self.checkpoint is None else "SAM masks"
+
+    @property
+    def batch_size(self) -> int:
+        """Windows computed together."""
+        on_gpu = self.checkpoint is not None and self.device.startswith("cuda")
+        return _IMAGES_ON_GPU if on_gpu else 1
 
     @property
     def in_processes(self) -> bool:
         """Superpixels are plain Python and numpy; SAM uses all cores or the GPU by itself."""
-        return self.config.proposals == "superpixels"
+        return self.checkpoint is None
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -61,66 +77,38 @@ class MaskStage:
 
     @property
     def writes(self) -> LayerSpec:
-        """Layer ``masks``."""
-        return LayerSpec("masks", "uint16", PLANES)
+        """Layer ``masks``, a cell per window."""
+        return masks_spec(self.core, self.halo)
 
-    def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[np.uint16]]:
-        return [
-            pack(self._proposals(tile))[(slice(None), *tile.tile.inner.slices)] for tile in tiles
-        ]
+    def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[np.uint8]]:
+        size = self.writes.channels
+        assert size is not None
+        images = [self.bands.to_rgb(tile.image, tile.valid) for tile in tiles]
+        return [pack(masks, size)[:, None, None] for masks in self._proposals(images)]
 
-    def _proposals(self, tile: TileData) -> Masks:
-        image = self.bands.to_rgb(tile.image, tile.valid)
+    def _proposals(self, images: Sequence[NDArray[np.uint8]]) -> list[Masks]:
         config = self.config
         if self.checkpoint is None:
-            return superpixels(
-                image, scale=config.superpixel_scale, min_size=config.superpixel_min_area
-            )
-        from rsseg.nets.sam import propose
-
-        return propose(
-            _load(self.checkpoint, self.device),
-            image,
-            points_per_side=config.points_per_side,
-            device=self.device,
-            t_score=config.score,
-            t_whole=config.whole_score,
-            t_stability=config.stability,
-            nms=config.nms,
-            min_area=config.min_area,
-            max_share=config.max_share,
-            t_overlap=config.overlap,
-        )
+            scale, least = config.superpixel_scale, config.superpixel_min_area
+            return [superpixels(image, scale=scale, min_size=least) for image in images]
+        return _sam_masks(_load(self.checkpoint, self.device), images, config)
 
 
 @lru_cache(maxsize=1)
 def _load(checkpoint: Path, device: str) -> Any:
+    from rsseg.nets.prompting import Prompter
     from rsseg.nets.sam import load_sam
 
-    return load_sam(checkpoint).to(device)
+    network: Any = load_sam(checkpoint)
+    return Prompter(network.to(device))
 
 
-def pack(masks: Masks) -> NDArray[np.uint16]:
-    """Paint masks into planes, each into the first plane where it meets no other.
+def _sam_masks(
+    prompter: Any, images: Sequence[NDArray[np.uint8]], config: ProposalConfig
+) -> list[Masks]:
+    from rsseg.nets.proposals import propose
 
-    Returns:
-        (PLANES, H, W) uint16 mask numbers, 0 = none.
-    """
-    planes = np.zeros((PLANES, *masks.masks.shape[1:]), np.uint16)
-    for index, (mask, level) in enumerate(zip(masks.masks, masks.level, strict=True)):
-        free = next((plane for plane in planes if not plane[mask].any()), None)
-        if free is not None:
-            free[mask] = 1 + int(level) * LEVEL_STEP + index
-    return planes
-
-
-def unpack(planes: NDArray[np.uint16]) -> Masks:
-    """Return the masks of packed planes (P, H, W); scores are all 1, for they are not kept."""
-    found = [(plane, number) for plane in planes for number in np.unique(plane) if number]
-    stacked = [plane == number for plane, number in found]
-    levels = [(int(number) - 1) // LEVEL_STEP for _, number in found]
-    masks = np.stack(stacked) if stacked else np.zeros((0, *planes.shape[1:]), np.bool_)
-    return Masks(masks, np.array(levels, np.int8), np.ones(len(found), np.float32))
+    return [found.masks for found in propose(prompter, images, config)]
 
 
 @dataclass(frozen=True)
@@ -133,13 +121,17 @@ class LabelStage:
     Args:
         crf: fingerprint of the ``crf`` layer.
         masks: fingerprint of the ``masks`` layer; None labels by the CRF alone.
+        objects: fingerprint of the ``objects`` layer; None as well without masks.
         config: how posteriors become labels.
+        overlap: share of a segment that coarser ones may cover before it is left out.
         background: index of the background class, or None.
     """
 
     crf: str
     masks: str | None
+    objects: str | None
     config: LabelConfig
+    overlap: float
     background: int | None
     label: str = "labels"
     batch_size: int = 1
@@ -147,8 +139,10 @@ class LabelStage:
 
     @property
     def reads(self) -> Mapping[str, str]:
-        """Layers ``crf`` and ``masks``."""
-        return {"crf": self.crf} | ({} if self.masks is None else {"masks": self.masks})
+        """Layers ``crf``, ``masks`` and ``objects``."""
+        if self.masks is None or self.objects is None:
+            return {"crf": self.crf}
+        return {"crf": self.crf, MASKS: self.masks, OBJECTS: self.objects}
 
     @property
     def writes(self) -> LayerSpec:
@@ -172,9 +166,10 @@ class LabelStage:
         labels: NDArray[np.uint8] = likely.argmax(axis=0).astype(np.uint8)
         labels[~wanted] = IGNORE
         unsure = likely.max(axis=0) < self.config.min_confidence
-        if self.masks is None:
+        if tile.objects is None:
             return np.where(unsure, np.uint8(IGNORE), labels)
-        masks = unpack(tile.layers["masks"][inner])
+        masks = tile.objects.masks
+        masks = masks[overlap_filter(masks, t_overlap=self.overlap)]
         painted = self._assigned(masks, posterior, labels, present)
         # A segment may reach into a core whose tags exclude its class.
         ids = np.minimum(painted, len(allowed) - 1)[None]

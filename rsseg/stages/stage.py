@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from rsseg.grid import Tile
 from rsseg.io.layers import LayerSpec
+from rsseg.ops.objects import Objects
 
 
 @dataclass(frozen=True)
 class TileData:
-    """What a stage sees of one tile; all arrays cover the tile's read window of S x S pixels.
+    """What a stage sees of one tile; arrays cover its read window of S x S pixels.
 
     Args:
         tile: where it is.
@@ -25,6 +26,7 @@ class TileData:
             nothing is known.
         labelled: (S, S) whether the pixel's core is tagged at all.
         layers: what earlier stages made, by name, in their cells.
+        objects: the objects of the tile's core, for a stage that reads masks.
     """
 
     tile: Tile
@@ -33,6 +35,7 @@ class TileData:
     allowed: NDArray[np.bool_]
     labelled: NDArray[np.bool_]
     layers: Mapping[str, NDArray[Any]]
+    objects: Objects | None = None
 
 
 class Stage(Protocol):

@@ -139,6 +139,7 @@ class ProposalConfig:
         whole_score: least predicted IoU of whole-object masks.
         stability: least stability score.
         nms: box IoU from which the lesser of two masks is dropped.
+        prefer_whole: whether a whole counts as more than any of its parts there.
         max_share: largest share of a window that a mask may cover; SAM takes whole towns for one.
         overlap: share of a mask that coarser masks may cover already.
         superpixel_scale: larger makes larger superpixels (Felzenszwalb and Huttenlocher).
@@ -151,13 +152,14 @@ class ProposalConfig:
     join: float = 0.5
     prompting: Prompting = "adaptive"
     points_per_side: int = 32
-    max_points: int = 256
+    max_points: int = 384
     min_area: int = 100
     max_share: float = 0.5
     score: float = 0.86
     whole_score: float = 0.76
     stability: float = 0.92
     nms: float = 0.7
+    prefer_whole: bool = True
     overlap: float = 0.3
     superpixel_scale: float = 60.0
     superpixel_min_area: int = 64

@@ -30,7 +30,10 @@ _ALL: _Part = (slice(None), slice(None))
 # Of the 4 x 4 pixels of a cell the one in row 1, column 1.
 _SAMPLE: _Part = (slice(0, 1), slice(3, 4))
 
-_CLEAR = 2.0
+_ROUND = 512
+"""Cells are drawn in multiples of so many."""
+
+_CLEAR = 4.0
 """Logits this far from 0 in a cell and all around it hold no outline."""
 
 
@@ -54,7 +57,7 @@ class PromptNet(Protocol):
         """Images (H, W, 3) uint8 RGB of one size as (B, 3, frame, frame), 0 to 255, on the CPU."""
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Features (B, C, h, w) of framed images, and SAM 2's (B, C/8, 4h, 4w), (B, C/4, 2h, 2w)."""
+        """Features (B, C, h, w) of framed images; SAM 2's (B, C/8, 4h, 4w) and (B, C/4, 2h, 2w)."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ class _Cross:
         weight = self._attention.k_proj.weight
         shares = self._logits(query, weight, cells, self._position_keys).softmax(-1)
         seen = torch.bmm(shares.flatten(1, 2), cells).float()  # (B, heads * T, C)
-        seen = seen.unflatten(1, (self._heads, -1)).transpose(0, 1).flatten(1, 2)
+        seen = torch.unflatten(seen, 1, (self._heads, -1)).transpose(0, 1).flatten(1, 2)
         value = self._attention.v_proj
         found = torch.bmm(seen, value.weight.view(self._heads, self._width, -1).mT)
         return self._joined(found + value.bias.view(self._heads, 1, -1), asking)
@@ -266,26 +269,26 @@ class _Cross:
 
     def _split(self, flat: Tensor) -> Tensor:
         """(B, T, heads * d) -> (heads, B, T, d)."""
-        return flat.unflatten(-1, (self._heads, self._width)).permute(2, 0, 1, 3)
+        return torch.unflatten(flat, -1, (self._heads, self._width)).permute(2, 0, 1, 3)
 
     def _scaled(self, flat: Tensor) -> Tensor:
         return self._split(flat) / math.sqrt(self._width)
 
     def _joined(self, found: Tensor, asking: Tensor) -> Tensor:
         """(heads, B * T, d), by head -> (B, T, C), as the attention puts it out."""
-        apart = found.unflatten(1, asking.shape[:2]).permute(1, 2, 0, 3)
+        apart = torch.unflatten(found, 1, asking.shape[:2]).permute(1, 2, 0, 3)
         joined: Tensor = self._attention.out_proj(apart.flatten(2))
         return joined
 
     def _products(self, tokens: Tensor, fixed: Tensor) -> Tensor:
         """Tokens (heads, B, T, d) times cells (heads, d, N): (heads, B, T, N)."""
         products = torch.bmm(tokens.flatten(1, 2).to(self._dtype), fixed)
-        return products.unflatten(1, tokens.shape[1:3])
+        return torch.unflatten(products, 1, tokens.shape[1:3])
 
     def _folded(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """Tokens (heads, B, T, d) times a weight (heads * d, C): (B, heads * T, C)."""
         by_head = weight.reshape(self._heads, self._width, -1)
-        folded = torch.bmm(tokens.flatten(1, 2), by_head).unflatten(1, tokens.shape[1:3])
+        folded = torch.unflatten(torch.bmm(tokens.flatten(1, 2), by_head), 1, tokens.shape[1:3])
         return folded.transpose(0, 1).flatten(1, 2)
 
     def _logits(self, tokens: Tensor, weight: Tensor, cells: Tensor, fixed: Tensor) -> Tensor:
@@ -294,7 +297,7 @@ class _Cross:
         ``fixed`` (heads, d, N) is what the cells' positions add to their projections.
         """
         folded = self._folded(tokens, weight).to(self._dtype)
-        content = torch.bmm(folded, cells.mT).unflatten(1, (self._heads, -1))
+        content = torch.unflatten(torch.bmm(folded, cells.mT), 1, (self._heads, -1))
         return content + self._products(tokens, fixed).transpose(0, 1)
 
 
@@ -337,7 +340,9 @@ class _Drawing:
         pens = answers.pens[prompts].to(self._dtype)
         features = self._features(cells, fine, _SAMPLE).flatten(2)
         sample = torch.bmm(features, pens.mT).mT  # (P, 3, N)
-        prompt, cell = self._near_outline(sample, wanted).nonzero(as_tuple=True)
+        places = self._near_outline(sample, wanted).nonzero().T
+        # Few different sizes, for libraries plan and keep each; a place drawn twice is no harm.
+        prompt, cell = F.pad(places, (0, -places.shape[1] % _ROUND))
         there = None if fine is None else (fine[0][cell], fine[1][cell])
         features = self._features(cells[prompt, cell], there, _ALL).flatten(1, 2)
         pixels = torch.bmm(features, pens[prompt].mT).mT  # (R, 3, 16)
@@ -348,9 +353,7 @@ class _Drawing:
         height, width = self._side
         return apart.reshape(-1, 4 * height, 4 * width).float()
 
-    def _features(
-        self, cells: Tensor, fine: tuple[Tensor, Tensor] | None, part: _Part
-    ) -> Tensor:
+    def _features(self, cells: Tensor, fine: tuple[Tensor, Tensor] | None, part: _Part) -> Tensor:
         """What pens draw with: cells (…, C) -> (…, halves, quarters, C / 8)."""
         halves, quarters = part
         weight, bias = self._first
@@ -368,7 +371,7 @@ class _Drawing:
 
     def _near_outline(self, sample: Tensor, wanted: Tensor) -> Tensor:
         """Cells (P, N) around which a mask wanted changes sides, from its samples (P, 3, N)."""
-        sample = sample.float().unflatten(-1, self._side)
+        sample = torch.unflatten(sample.float(), -1, self._side)
         highest = F.max_pool2d(sample, 3, stride=1, padding=1)
         lowest = -F.max_pool2d(-sample, 3, stride=1, padding=1)
         near = (highest > -_CLEAR) & (lowest < _CLEAR)

@@ -1,4 +1,4 @@
-"""Prompter: images are looked at once and then asked by points and boxes, for masks in their pixels.
+"""Prompter: images are looked at once, then asked by points and boxes for masks in their pixels.
 
 This is the one way to SAM for every method: the automatic proposals ask by points, other methods
 by boxes.
@@ -57,11 +57,13 @@ class Drawn:
         mask: (h, w) bool, the pixels of the box.
         box: (y0, x0, y1, x1), ends exclusive; all 0 where the mask is empty.
         stability: IoU of the masks cut above and below the threshold, 0 to 1.
+        area: pixels of the mask.
     """
 
     mask: NDArray[np.bool_]
     box: tuple[int, int, int, int]
     stability: float
+    area: int
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -125,12 +127,12 @@ class Prompter:
             labels: (B, P) 1 for a point in the object, 0 for one beside it; by default all 1.
             boxes: (B, 4) x0, y0, x1, y1.
         """
-        xy = None if points is None else self._framed(image, points)
-        marks = None
+        xy = marks = corners = None
         if points is not None:
-            marks = np.ones(points.shape[:2]) if labels is None else labels
-            marks = torch.from_numpy(marks).to(self.device, torch.int)
-        corners = None
+            xy = self._framed(image, points)
+            marks = torch.ones(points.shape[:2], dtype=torch.int, device=self.device)
+            if labels is not None:
+                marks = torch.from_numpy(labels).to(marks)
         if boxes is not None:
             corners = self._framed(image, boxes.reshape(-1, 2, 2)).flatten(1)
         tokens = self._decoder.tokens(xy, marks, corners)
@@ -148,9 +150,9 @@ class Prompter:
     @torch.inference_mode()
     def drawn(self, image: Seen, logits: Tensor) -> list[Drawn]:
         """Bring masks (M, h, w) of ``logits`` to the image's pixels."""
-        # On a CPU a mask is worth a look at its own box alone, on a GPU a kernel's start costs more.
+        # On a CPU each mask is worth a look at its own box; on a GPU starting kernels costs more.
         step = 1 if self.device.type == "cpu" else max(1, len(logits))
-        return [one for part in logits.split(step) for one in _drawn(image, part)]
+        return [one for part in torch.split(logits, step) for one in _drawn(image, part)]
 
     def segment(
         self,
@@ -167,7 +169,9 @@ class Prompter:
         answers = self.ask(image, points, labels, boxes)
         best = F.one_hot(answers.scores.argmax(dim=1), answers.scores.shape[1]).bool()
         masks = np.zeros((len(best), *image.size), np.bool_)
-        for mask, one in zip(masks, self.drawn(image, self.logits(image, answers, best)), strict=True):
+        for mask, one in zip(
+            masks, self.drawn(image, self.logits(image, answers, best)), strict=True
+        ):
             y0, x0, y1, x1 = one.box
             mask[y0:y1, x0:x1] = one.mask
         return masks, answers.scores.amax(dim=1).float().cpu().numpy()
@@ -194,7 +198,7 @@ def _drawn(image: Seen, logits: Tensor) -> list[Drawn]:
     rows = _reach(near.any(dim=1), image.rows)
     columns = _reach(near.any(dim=0), image.columns)
     if rows is None or columns is None:
-        return [Drawn(np.zeros((0, 0), np.bool_), (0, 0, 0, 0), 0.0)] * len(logits)
+        return [Drawn(np.zeros((0, 0), np.bool_), (0, 0, 0, 0), 0.0, 0)] * len(logits)
     part = logits[:, rows.source, columns.source]
     full = rows.weights @ part @ columns.weights.T
     masks = (full > 0).cpu().numpy()
@@ -237,7 +241,7 @@ def _trimmed(mask: NDArray[np.bool_], top: int, left: int, stability: float) -> 
     """A mask cut to its box; the corner of ``mask`` lies at (top, left) of the image."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return Drawn(mask[:0, :0], (0, 0, 0, 0), stability)
+        return Drawn(mask[:0, :0], (0, 0, 0, 0), stability, 0)
     y0, x0, y1, x1 = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
     box = (top + int(y0), left + int(x0), top + int(y1), left + int(x1))
-    return Drawn(mask[y0:y1, x0:x1], box, stability)
+    return Drawn(mask[y0:y1, x0:x1], box, stability, int(mask.sum()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,18 +13,23 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from rsseg.config import ProposalConfig
-from rsseg.nets.decoder import PromptNet
+from rsseg.nets.decoder import Answers
 from rsseg.nets.prompting import Drawn, Prompter, Seen, stability
 from rsseg.ops.seeds import grid_points, superpixel_points
 from rsseg.ops.segments import WHOLE, Masks, priority_nms
 
-# Masks are judged at the network's size first; nearly stable ones are judged again in the image's
-# pixels, as SAM's own generator does.
+# Masks are judged at the network's size first, and again in the image's pixels if they may be good.
 _DOUBT = 0.05
+
 # Adaptive prompting ends when so many points in a row have brought less than that share of the
-# window.
+# window. All of these were chosen on tiles that nothing is scored on, see docs/results.md.
 _PATIENCE = 48
 _LEAST_GAIN = 0.002
+# A mask that misses the bars by no more is asked for again, by its box, unless so much of it is
+# covered meanwhile.
+_NEAR_STABILITY = 0.7
+_NEAR_SCORE = 0.1
+_COVERED = 0.8
 
 
 @dataclass(frozen=True)
@@ -64,27 +70,125 @@ class _Candidate:
     drawn: Drawn
 
 
+class _Search:
+    """The search for the segments of one image.
+
+    Args:
+        prompter: the network.
+        seen: the image, looked at.
+        config: which answers count.
+    """
+
+    def __init__(self, prompter: Prompter, seen: Seen, config: ProposalConfig) -> None:
+        self._prompter, self._seen, self._config = prompter, seen, config
+        self._adaptive = config.prompting == "adaptive"
+        # On a GPU a large round costs no more than a small one.
+        self.step = 4 if prompter.device.type == "cpu" else 64
+        self.asked = 0
+        self.covered = np.zeros(seen.size, np.bool_)
+        self.good: list[_Candidate] = []
+        self.near: list[_Candidate] = []
+
+    def at_points(self, points: NDArray[np.float64]) -> int:
+        """Ask at points (B, 2), for their own sake or for that of all; return the pixels gained."""
+        return self._judge(len(points), self._prompter.ask(self._seen, points[:, None]))
+
+    def in_boxes(self, wanted: Sequence[_Candidate]) -> None:
+        """Ask again for masks that were nearly good."""
+        boxes = np.array([one.drawn.box for one in wanted], np.float64)[:, [1, 0, 3, 2]]
+        self._judge(len(boxes), self._prompter.ask(self._seen, boxes=boxes))
+
+    def _judge(self, asked: int, answers: Answers) -> int:
+        """Sort answers into good, nearly good and useless; return the pixels newly covered."""
+        self.asked += asked
+        config = self._config
+        slack, least = 0.0, config.stability - _DOUBT
+        if self._adaptive:
+            slack, least = _NEAR_SCORE, min(least, _NEAR_STABILITY)
+        bars = torch.full_like(answers.scores[0], config.score)
+        bars[WHOLE] = config.whole_score
+        wanted = answers.scores >= bars - slack
+        logits = self._prompter.logits(self._seen, answers, wanted)
+        height, width = self._seen.inside
+        hopeful = stability(logits[:, :height, :width]) >= least
+        levels = wanted.nonzero()[hopeful, 1].tolist()
+        scores = answers.scores[wanted][hopeful].tolist()
+        passing = (answers.scores >= bars)[wanted][hopeful].tolist()
+        drawn = self._prompter.drawn(self._seen, logits[hopeful])
+        gained = 0
+        for level, score, passes, mask in zip(levels, scores, passing, drawn, strict=True):
+            if not max(1, config.min_area) <= mask.area <= config.max_share * self.covered.size:
+                continue
+            candidate = _Candidate(level, score, mask)
+            if passes and mask.stability >= config.stability:
+                self.good.append(candidate)
+                gained += _cover(self.covered, mask)
+            elif self._adaptive:
+                self.near.append(candidate)
+        return gained
+
+    def best(self) -> Masks:
+        """The good masks that priority NMS keeps, by falling priority."""
+        kept = _kept(self.good, self._config.nms, prefer_whole=self._config.prefer_whole)
+        masks = np.zeros((len(kept), *self.covered.shape), np.bool_)
+        for mask, one in zip(masks, kept, strict=True):
+            _cover(mask, one.drawn)
+        level = np.array([one.level for one in kept], np.int8)
+        return Masks(masks, level, np.array([one.score for one in kept], np.float32))
+
+
 def _propose(
     prompter: Prompter, seen: Seen, image: NDArray[np.uint8], config: ProposalConfig
 ) -> Proposals:
-    adaptive = config.prompting == "adaptive"
-    points = _innermost(seen, image) if adaptive else grid_points(config.points_per_side, seen.size)
-    # On a GPU a large round costs as much as a small one.
-    step = 4 if prompter.device.type == "cpu" else 64
-    covered = np.zeros(seen.size, np.bool_)
-    gains: deque[int] = deque(maxlen=-(-_PATIENCE // step))
-    found: list[_Candidate] = []
-    asked = 0
-    for batch in _uncovered(points, covered, step):
-        new = _answers(prompter, seen, batch, config)
-        found += new
-        asked += len(batch)
-        if adaptive:
-            gains.append(sum(_cover(covered, one.drawn) for one in new))
-            idle = len(gains) == gains.maxlen and sum(gains) < _LEAST_GAIN * covered.size
-            if idle or asked >= config.max_points:
-                break
-    return Proposals(_best(found, seen.size, config.nms), asked)
+    search = _Search(prompter, seen, config)
+    if config.prompting == "grid":
+        points = grid_points(config.points_per_side, seen.size)
+        for start in range(0, len(points), search.step):
+            search.at_points(points[start : start + search.step])
+    else:
+        _ask_where_nothing_is(search, _innermost(seen, image), config.max_points)
+        _ask_again(search, config.nms)
+    return Proposals(search.best(), search.asked)
+
+
+def _ask_where_nothing_is(search: _Search, points: NDArray[np.float64], most: int) -> None:
+    """Ask at the points that no good mask covers yet, until that brings nothing more."""
+    rounds = -(-_PATIENCE // search.step)
+    gains: deque[int] = deque(maxlen=rounds)
+    open_points = (one for one in points if not search.covered[int(one[1]), int(one[0])])
+    while search.asked < most and (
+        len(gains) < rounds or sum(gains) >= _LEAST_GAIN * search.covered.size
+    ):
+        batch = list(islice(open_points, min(search.step, most - search.asked)))
+        if not batch:
+            break
+        gains.append(search.at_points(np.array(batch)))
+
+
+def _ask_again(search: _Search, nms: float) -> None:
+    """Ask by their boxes for the masks that points brought nearly, the most stable ones first.
+
+    In smooth ground most points give a mask that is right but blurred at its ends; asked for what
+    is in the mask's box, SAM draws the same mask clearly.
+    """
+    waiting = iter(_kept(search.near, nms, prefer_whole=False, by=lambda one: one.drawn.stability))
+    open_masks = (one for one in waiting if _covered_share(search.covered, one.drawn) <= _COVERED)
+    while batch := list(islice(open_masks, search.step)):
+        search.in_boxes(batch)
+
+
+def _kept(
+    found: Sequence[_Candidate],
+    nms: float,
+    *,
+    prefer_whole: bool,
+    by: Callable[[_Candidate], float] = lambda one: one.score,
+) -> list[_Candidate]:
+    """The candidates that NMS keeps, best first."""
+    level = np.array([one.level if prefer_whole else 0 for one in found], np.int8)
+    rank = np.array([by(one) for one in found], np.float32)
+    boxes = np.array([one.drawn.box for one in found], np.int64).reshape(-1, 4)
+    return [found[index] for index in priority_nms(boxes, level, rank, nms=nms)]
 
 
 def _innermost(seen: Seen, image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -92,44 +196,8 @@ def _innermost(seen: Seen, image: NDArray[np.uint8]) -> NDArray[np.float64]:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     small = F.interpolate(pixels, seen.inside, mode="area")[0].permute(1, 2, 0)
     scale = np.array(seen.size[::-1]) / seen.inside[::-1]
-    return superpixel_points(small.round().to(torch.uint8).numpy()) * scale
-
-
-def _uncovered(
-    points: NDArray[np.float64], covered: NDArray[np.bool_], step: int
-) -> Iterator[NDArray[np.float64]]:
-    """Batches of the points that are not covered when their turn comes."""
-    batch = []
-    for point in points:
-        if not covered[int(point[1]), int(point[0])]:
-            batch.append(point)
-        if len(batch) == step:
-            yield np.array(batch)
-            batch = []
-    if batch:
-        yield np.array(batch)
-
-
-def _answers(
-    prompter: Prompter, seen: Seen, points: NDArray[np.float64], config: ProposalConfig
-) -> list[_Candidate]:
-    """The good masks of some points."""
-    answers = prompter.ask(seen, points[:, None])
-    bars = torch.full_like(answers.scores[0], config.score)
-    bars[WHOLE] = config.whole_score
-    wanted = answers.scores >= bars
-    logits = prompter.logits(seen, answers, wanted)
-    hopeful = stability(logits[:, : seen.inside[0], : seen.inside[1]]) >= config.stability - _DOUBT
-    levels = wanted.nonzero()[hopeful, 1].tolist()
-    scores = answers.scores[wanted][hopeful].tolist()
-    most = config.max_share * seen.size[0] * seen.size[1]
-    candidates = map(_Candidate, levels, scores, prompter.drawn(seen, logits[hopeful]))
-    return [
-        one
-        for one in candidates
-        if one.drawn.stability >= config.stability
-        and max(1, config.min_area) <= one.drawn.mask.sum() <= most
-    ]
+    points: NDArray[np.float64] = superpixel_points(small.round().to(torch.uint8).numpy()) * scale
+    return points
 
 
 def _cover(covered: NDArray[np.bool_], drawn: Drawn) -> int:
@@ -141,13 +209,7 @@ def _cover(covered: NDArray[np.bool_], drawn: Drawn) -> int:
     return new
 
 
-def _best(found: Sequence[_Candidate], size: tuple[int, int], nms: float) -> Masks:
-    """The candidates that priority NMS keeps, by falling priority."""
-    level = np.array([one.level for one in found], np.int8)
-    score = np.array([one.score for one in found], np.float32)
-    boxes = np.array([one.drawn.box for one in found], np.int64).reshape(-1, 4)
-    kept = priority_nms(boxes, level, score, nms=nms)
-    masks = np.zeros((len(kept), *size), np.bool_)
-    for mask, index in zip(masks, kept, strict=True):
-        _cover(mask, found[index].drawn)
-    return Masks(masks, level[kept], score[kept])
+def _covered_share(covered: NDArray[np.bool_], drawn: Drawn) -> float:
+    """The share of a mask that is covered already."""
+    y0, x0, y1, x1 = drawn.box
+    return float((covered[y0:y1, x0:x1] & drawn.mask).sum() / drawn.area)

@@ -181,4 +181,3 @@ def _timm_name(name: str) -> str:
 
 def _next_stage(match: re.Match[str]) -> str:
     return f".stages.{int(match[1]) + 1}.downsample."
-

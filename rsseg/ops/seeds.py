@@ -37,7 +37,8 @@ def superpixel_points(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """
     segments = felzenszwalb(image, scale=_SCALE, sigma=_SMOOTHING, min_size=_LEAST)
     # The frame counts as a boundary: what touches it may go on beyond it.
-    inside = np.pad(~find_boundaries(segments, mode="thick"), 1)
+    edges: NDArray[np.bool_] = find_boundaries(segments, mode="thick")  # type: ignore[no-untyped-call]
+    inside = np.pad(~edges, 1)
     depth = distance_transform_edt(inside)[1:-1, 1:-1]
     area = np.bincount(segments.ravel())
     order = np.argsort(-area, kind="stable")

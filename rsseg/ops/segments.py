@@ -109,11 +109,14 @@ def priority_nms(
     from torchvision.ops import nms as box_nms
 
     priority = score + (level == WHOLE)
-    # Sorted here, so that of equal priorities the first one wins.
+    # Sorted here, so that of equal priorities the first one wins. From outermost pixel to outermost
+    # pixel, as SAM's own generator measures boxes, so that the same ones are kept.
     order = np.argsort(-priority, kind="stable")
     rank = torch.arange(len(order), 0, -1, dtype=torch.float64)
-    kept = box_nms(torch.from_numpy(boxes[order]).double(), rank, nms)
-    return order[kept.numpy()]
+    corners = torch.from_numpy(boxes[order] - np.array([0, 0, 1, 1])).double()
+    kept = box_nms(corners, rank, nms)
+    indices: NDArray[np.intp] = order[kept.numpy()]
+    return indices
 
 
 def overlap_filter(proposals: Masks, *, t_overlap: float = 0.3) -> NDArray[np.intp]:

@@ -95,7 +95,8 @@ class FirstSam(nn.Module):
         beyond = (0, self.frame - pixels.shape[3], 0, self.frame - pixels.shape[2])
         # The mean of the training images is 0 once they are normalised, and SAM pads with 0.
         means = self.sam.pixel_mean.to(pixels).view(1, 3, 1, 1)
-        return nn.functional.pad(pixels - means, beyond) + means
+        framed: Tensor = nn.functional.pad(pixels - means, beyond) + means
+        return framed
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, None]:
         """Features (B, 256, frame / 16, frame / 16) of framed images; no finer ones."""

@@ -81,6 +81,7 @@ class Way:
             prompting="grid",
             points_per_side=self.count or default.points_per_side,
             whole_score=default.score,
+            prefer_whole=False,
             max_share=1.0,
             min_area=0,
         )

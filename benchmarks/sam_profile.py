@@ -47,7 +47,7 @@ OWN_PARTS: Mapping[str, tuple[str, ...]] = {
     "drawing masks": (f"{_PROMPTING}:Prompter.logits",),
     "upsampling, stability": (f"{_PROMPTING}:Prompter.drawn", f"{_PROPOSALS}:stability"),
     "coverage": (f"{_PROPOSALS}:_cover",),
-    "NMS, overlap": (f"{_PROPOSALS}:_best",),
+    "NMS": (f"{_PROPOSALS}:_Search.best",),
 }
 """Part → functions, as ``MODULE:NAME.NAME``; ``net`` is the network."""
 

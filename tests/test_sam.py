@@ -3,7 +3,7 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -13,28 +13,17 @@ import torch
 from numpy.typing import NDArray
 from rasterio import windows
 from rasterio.features import rasterize
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 from shapely.geometry import box
+from small_sams import small_sam
 from torch import Tensor, nn
 
 from rsseg.errors import InputError
 from rsseg.nets import sam as sam_module
-from rsseg.nets.sam import (
-    TinyViTEncoder,
-    build_mobile_sam,
-    encode,
-    load_sam,
-    prompt_points,
-    propose,
-    upsample,
-)
-from rsseg.ops.segments import PART, SUBPART, WHOLE
+from rsseg.nets.prompting import Prompter
+from rsseg.nets.sam import FirstSam, TinyViTEncoder, build_mobile_sam, load_sam
 
 TILE = 256
 
@@ -42,19 +31,7 @@ EMBED_DIMS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
 
 
 def small_vit_sam(embed_dim: int) -> Sam:
-    """A SAM of the official classes and tensor names, of one block and for images of 64 px."""
-    return Sam(
-        ImageEncoderViT(
-            img_size=64, embed_dim=embed_dim, depth=1, num_heads=8, mlp_ratio=0.1, out_chans=256
-        ),
-        PromptEncoder(
-            embed_dim=256, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=16
-        ),
-        MaskDecoder(
-            transformer_dim=256,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=64),
-        ),
-    )
+    return small_sam(64, embed_dim)
 
 
 @pytest.fixture
@@ -111,11 +88,13 @@ def test_mobile_sam_loads_from_its_official_names(
     mobile_state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     assert len(mobile_state) == 439
-    sam = load_sam(saved(mobile_state, tmp_path))
-    assert isinstance(sam.image_encoder, TinyViTEncoder)
-    assert not sam.training
-    assert not any(parameter.requires_grad for parameter in sam.parameters())
-    for name, tensor in sam.state_dict().items():
+    net = load_sam(saved(mobile_state, tmp_path))
+    assert isinstance(net, FirstSam)
+    assert isinstance(net.sam.image_encoder, TinyViTEncoder)
+    assert net.frame == 1024
+    assert not net.training
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    for name, tensor in net.sam.state_dict().items():
         torch.testing.assert_close(tensor, mobile_state[official_name(name)], rtol=0, atol=0)
 
 
@@ -124,8 +103,28 @@ def test_mobile_sam_loads_from_its_official_names(
 def test_official_vits_are_recognised(kind: sam_module.Kind, tmp_path: Path) -> None:
     state = small_vit_sam(EMBED_DIMS[kind]).state_dict()
     path = saved(state, tmp_path)
-    for sam in (load_sam(path), load_sam(path, kind)):
-        torch.testing.assert_close(dict(sam.state_dict()), dict(state), rtol=0, atol=0)
+    for net in (load_sam(path), load_sam(path, kind)):
+        torch.testing.assert_close(dict(net.sam.state_dict()), dict(state), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_vits")
+def test_tensors_may_lie_under_model_or_in_safetensors(tmp_path: Path) -> None:
+    state = small_vit_sam(768).state_dict()
+    save_file(state, tmp_path / "sam.safetensors")
+    for path in (saved({"model": state}, tmp_path), tmp_path / "sam.safetensors"):
+        net = load_sam(path)
+        torch.testing.assert_close(dict(net.sam.state_dict()), dict(state), rtol=0, atol=0)
+
+
+def test_a_sam_2_goes_to_its_own_loader(tmp_path: Path) -> None:
+    trunk = "image_encoder.trunk"
+    state = {f"{trunk}.blocks.{i}.norm1.weight": torch.zeros(96) for i in range(12)}
+    state[f"{trunk}.patch_embed.proj.weight"] = torch.zeros(96, 3, 7, 7)
+    path = saved(state, tmp_path)
+    with pytest.raises(InputError, match="looks like SAM 2 tiny, but"):
+        load_sam(path)
+    with pytest.raises(InputError, match="not a SAM checkpoint"):
+        load_sam(path, "vit_b")
 
 
 @pytest.mark.usefixtures("small_vits")
@@ -160,12 +159,18 @@ def test_tensors_that_do_not_fit_are_named(
         nn.Linear(2, 2).state_dict(),
         {},
         {"model": nn.Linear(2, 2).state_dict()},
-        [torch.zeros(2)],
-        torch.zeros(2),
     ],
 )
 def test_what_is_not_sam_is_refused(content: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a SAM checkpoint"):
+        load_sam(saved(content, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3, "weight": torch.zeros(2)}]
+)
+def test_what_is_not_tensors_by_name_is_refused(content: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected tensors by name"):
         load_sam(saved(content, tmp_path))
 
 
@@ -192,137 +197,27 @@ def test_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(InputError, match="no such checkpoint"):
+        with pytest.raises(InputError, match="no such weights file"):
             load_sam(path)
 
 
-class Blank(nn.Module):
-    """An encoder that sees nothing."""
-
-    img_size = 1024
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros(1, 1, 1, 1)
-
-
-class PointsAsTheyAre(nn.Module):
-    """A prompt encoder that hands the points on, (B, 1, 2) in the encoder's pixels."""
-
-    def forward(self, points: tuple[Tensor, Tensor], boxes: None, masks: None) -> Any:
-        return points[0], None
-
-    def get_dense_pe(self) -> None:
-        return None
-
-
-class Discs(nn.Module):
-    """A mask decoder that draws discs of three radii around each point; steep ones are stable."""
-
-    def __init__(
-        self, radii: tuple[float, ...], scores: tuple[float, ...], slope: float = 10
-    ) -> None:
-        super().__init__()
-        self.radii, self.scores, self.slope = torch.tensor(radii), torch.tensor(scores), slope
-
-    def forward(self, sparse_prompt_embeddings: Tensor, **_: object) -> tuple[Tensor, Tensor]:
-        x, y = (sparse_prompt_embeddings / 4).unbind(dim=-1)  # (B, 1) in mask pixels
-        centre = torch.arange(256) + 0.5
-        distance = torch.hypot(centre - x[..., None], centre[:, None] - y[..., None])
-        logits = self.slope * (self.radii[:, None, None] - distance[:, None])
-        return logits, self.scores.expand(len(x), 3)
-
-
-def disc_sam(*args: Any, **kwargs: Any) -> Sam:
-    return Sam(Blank(), PointsAsTheyAre(), Discs(*args, **kwargs))
-
-
-def landscape() -> NDArray[np.uint8]:
-    return np.zeros((128, 256, 3), dtype=np.uint8)
-
-
-def test_points_and_masks_lie_where_they_belong() -> None:
-    sam = disc_sam((20, 0, 0), (0.9, 0, 0))
-    found = propose(sam, landscape(), points_per_side=2, device="cpu")
-    assert found.masks.shape == (4, 128, 256)
-    centres = [tuple(np.argwhere(mask).mean(axis=0) + 0.5) for mask in found.masks]
-    assert sorted(centres) == [(32, 64), (32, 192), (96, 64), (96, 192)]
-    assert (np.abs(found.areas() - np.pi * 20**2) < 20).all()
-
-
-def test_a_smaller_image_is_brought_back_to_its_size() -> None:
-    sam = disc_sam((40, 0, 0), (0.9, 0, 0))
-    found = propose(sam, landscape()[:64, :128], points_per_side=1, device="cpu")
-    assert found.masks.shape == (1, 64, 128)
-    assert abs(found.areas()[0] - np.pi * 20**2) < 20
-    np.testing.assert_allclose(np.argwhere(found.masks[0]).mean(axis=0) + 0.5, (32, 64))
-
-
-def test_what_lies_in_the_padding_is_cut_off() -> None:
-    sam = disc_sam((100, 0, 0), (0.9, 0, 0))
-    found = propose(sam, landscape(), points_per_side=1, device="cpu", max_share=1)
-    assert found.boxes().tolist() == [[28, 0, 228, 128]]
-
-
-def test_a_mask_of_most_of_the_image_leaves_room_for_the_others() -> None:
-    sam = disc_sam((20, 0, 100), (0.9, 0, 0.9))
-    found = propose(sam, landscape(), points_per_side=1, device="cpu")
-    assert found.level.tolist() == [SUBPART]
-    everything = propose(sam, landscape(), points_per_side=1, device="cpu", max_share=1)
-    assert everything.level.tolist() == [WHOLE]
-
-
-def test_levels_follow_the_order_of_sams_masks() -> None:
-    sam = disc_sam((10, 20, 40), (0.9, 0.9, 0.9))
-    found = propose(sam, landscape(), points_per_side=1, device="cpu", t_overlap=1.1)
-    assert found.level.tolist() == [WHOLE, PART, SUBPART]
-    assert (np.diff(found.areas()) < 0).all()
-    alone = propose(sam, landscape(), points_per_side=1, device="cpu")
-    assert alone.level.tolist() == [WHOLE]
-
-
-@pytest.mark.parametrize(
-    ("scores", "levels"),
-    [((0.9, 0.5, 0.5), [SUBPART]), ((0.77, 0.77, 0.77), [WHOLE]), ((0.5, 0.5, 0.5), [])],
-)
-def test_unsure_masks_are_dropped(scores: tuple[float, ...], levels: list[int]) -> None:
-    found = propose(disc_sam((10, 20, 40), scores), landscape(), points_per_side=1, device="cpu")
-    assert found.level.tolist() == levels
-    assert found.masks.shape == (len(levels), 128, 256)
-
-
-def test_unstable_and_small_masks_are_dropped() -> None:
-    good = {"points_per_side": 1, "device": "cpu"}
-    scores = (0.9, 0.0, 0.0)
-    assert len(propose(disc_sam((20, 0, 0), scores), landscape(), **good)) == 1
-    assert len(propose(disc_sam((20, 0, 0), scores, slope=0.5), landscape(), **good)) == 0
-    assert len(propose(disc_sam((5, 0, 0), scores), landscape(), **good)) == 0
-    assert len(propose(disc_sam((5, 0, 0), scores), landscape(), **good, min_area=50)) == 1
-
-
-def test_the_batch_changes_nothing() -> None:
-    sam = disc_sam((10, 20, 40), (0.9, 0.95, 0.8))
-    one, many = (
-        propose(sam, landscape(), points_per_side=5, device="cpu", batch=batch) for batch in (1, 64)
-    )
-    np.testing.assert_array_equal(one.masks, many.masks)
-
-
-def test_a_real_decoder_fits_the_generator() -> None:
-    torch.manual_seed(0)
-    image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
-    found = propose(
-        small_vit_sam(64).eval(),
-        image,
-        points_per_side=3,
-        device="cpu",
-        t_score=-99,
-        t_whole=-99,
-        t_stability=0,
-        min_area=1,
-        max_share=1,
-    )
-    assert found.masks.shape[1:] == (40, 64)
-    assert (found.areas() >= 1).all()
+@pytest.mark.parametrize("size", [(64, 64), (40, 40), (100, 100), (31, 80), (90, 53), (7, 64)])
+def test_images_are_prepared_as_sam_does_it(size: tuple[int, int]) -> None:
+    sam = small_sam(64)
+    net = FirstSam(sam)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(2)]
+    resized = [ResizeLongestSide(64).apply_image(image) for image in images]
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    expected = sam.preprocess(pixels)
+    assert net.extent(size) == resized[0].shape[:2]
+    framed = net.framed(images)
+    assert framed.shape == (2, 3, 64, 64)
+    torch.testing.assert_close((framed - sam.pixel_mean) / sam.pixel_std, expected)
+    with torch.inference_mode():
+        features, fine = net.embed(framed)
+        torch.testing.assert_close(features, sam.image_encoder(expected), rtol=1e-4, atol=1e-4)
+    assert fine is None
 
 
 class Roof(NamedTuple):
@@ -356,12 +251,18 @@ def largest_compact_roofs(folder: Path, count: int) -> list[Roof]:
     return roofs
 
 
-def median_roof_iou(sam: Sam, roofs: list[Roof]) -> float:
+def median_roof_iou(net: FirstSam, roofs: list[Roof]) -> float:
     """Median over roofs of the best IoU among SAM's three masks for a point on the roof."""
+    prompter = Prompter(net, torch.float32)
     best = []
     for roof in roofs:
-        logits, _ = prompt_points(sam, encode(sam, roof.tile), roof.point, (TILE, TILE))
-        masks = upsample(logits[0], (TILE, TILE))
+        (seen,) = prompter.look([roof.tile])
+        answers = prompter.ask(seen, roof.point[None])
+        logits = prompter.logits(seen, answers, torch.ones(1, 3, dtype=torch.bool))
+        masks = np.zeros((3, TILE, TILE), np.bool_)
+        for mask, one in zip(masks, prompter.drawn(seen, logits), strict=True):
+            y0, x0, y1, x1 = one.box
+            mask[y0:y1, x0:x1] = one.mask
         common = (masks & roof.mask).sum(axis=(1, 2))
         best.append((common / (masks | roof.mask).sum(axis=(1, 2))).max())
     return float(np.median(best))
@@ -370,11 +271,11 @@ def median_roof_iou(sam: Sam, roofs: list[Roof]) -> float:
 @pytest.mark.data
 @pytest.mark.slow
 def test_mobile_sam_finds_the_roof_clicked_on(data_root: Path, weights_root: Path) -> None:
-    sam = load_sam(weights_root / "mobile_sam.pt", "vit_t")
+    net = load_sam(weights_root / "mobile_sam.pt", "vit_t")
     roofs = largest_compact_roofs(data_root / "ortho" / "banepa", 6)
     assert len(roofs) == 6
-    assert median_roof_iou(sam, roofs) >= 0.75
+    assert median_roof_iou(net, roofs) >= 0.75
     # The bound means something: blocks of one shape in another order stay far below it.
-    stage = sam.image_encoder.stages[2]
+    stage = net.sam.image_encoder.stages[2]
     stage.blocks = nn.Sequential(*reversed(stage.blocks))
-    assert median_roof_iou(sam, roofs[:3]) <= 0.5
+    assert median_roof_iou(net, roofs[:3]) <= 0.5

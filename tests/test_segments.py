@@ -38,6 +38,10 @@ def proposals(*each: tuple[NDArray[np.bool_], int, float]) -> Masks:
     )
 
 
+def nms_of(masks: Masks, nms: float = 0.7) -> list[int]:
+    return priority_nms(masks.boxes(), masks.level, masks.score, nms=nms).tolist()
+
+
 @st.composite
 def any_proposals(draw: st.DrawFn) -> Masks:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -88,36 +92,54 @@ def test_wholes_pass_a_lower_bar(level: int, score: float, passes: bool) -> None
 def test_whole_beats_part_of_the_same_box() -> None:
     box = rectangle(2, 2, 12, 12)
     pair = proposals((box, PART, 0.99), (box, WHOLE, 0.80))
-    assert priority_nms(pair).tolist() == [1]
+    assert nms_of(pair) == [1]
 
 
 def test_score_decides_within_a_level() -> None:
     box = rectangle(2, 2, 12, 12)
     pair = proposals((box, PART, 0.90), (box, PART, 0.95))
-    assert priority_nms(pair).tolist() == [1]
+    assert nms_of(pair) == [1]
 
 
-@pytest.mark.parametrize(("width", "kept"), [(14, [0, 1]), (15, [0])])
+@pytest.mark.parametrize(("width", "kept"), [(15, [0, 1]), (16, [0])])
 def test_nms_threshold_is_the_box_iou(width: int, kept: list[int]) -> None:
-    # Boxes of 20 and `width` columns, one inside the other: IoU 0.70 stays, 0.75 goes.
-    pair = proposals((rectangle(0, 0, 20, 10), WHOLE, 0.9), (rectangle(0, 0, width, 10), PART, 0.9))
-    assert priority_nms(pair, nms=0.7).tolist() == kept
+    # From outermost to outermost pixel 20 and `width - 1` columns: IoU 0.70 stays, 0.75 goes.
+    pair = proposals((rectangle(0, 0, 21, 10), WHOLE, 0.9), (rectangle(0, 0, width, 10), PART, 0.9))
+    assert nms_of(pair) == kept
+
+
+def test_of_equal_priorities_the_first_wins_and_the_order_is_by_priority() -> None:
+    box, other = rectangle(2, 2, 12, 12), rectangle(20, 2, 28, 12)
+    four = proposals((box, PART, 0.9), (box, PART, 0.9), (other, WHOLE, 0.8), (other, PART, 0.9))
+    assert nms_of(four) == [2, 0]
+
+
+def test_nms_does_not_mind_which_axis_comes_first() -> None:
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, 20, (30, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(2, 20, (30, 2))], axis=1)
+    level, score = np.zeros(30, np.int8), rng.random(30).astype(np.float32)
+    kept = priority_nms(boxes, level, score, nms=0.3)
+    assert 1 < len(kept) < 30
+    turned = priority_nms(boxes[:, [1, 0, 3, 2]], level, score, nms=0.3)
+    np.testing.assert_array_equal(turned, kept)
 
 
 @given(any_proposals())
 def test_nms_keeps_no_two_alike_and_drops_nothing_else(masks: Masks) -> None:
-    kept = priority_nms(masks, nms=0.7)
+    kept = nms_of(masks)
     priority = masks.score + (masks.level == WHOLE)
     assert (np.diff(priority[kept]) <= 0).all()
 
     def alike(i: int, j: int) -> bool:
-        (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = masks.boxes()[[i, j]]
+        # From outermost to outermost pixel.
+        (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = masks.boxes()[[i, j]] - [0, 0, 1, 1]
         common = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
         union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - common
         return bool(common > 0.7 * union)
 
     assert not any(alike(i, j) for i in kept for j in kept if i != j)
-    for gone in set(range(len(masks))) - set(kept.tolist()):
+    for gone in set(range(len(masks))) - set(kept):
         assert any(alike(gone, j) and priority[j] >= priority[gone] for j in kept)
 
 
@@ -221,7 +243,7 @@ def test_no_proposals_leave_the_crf_labels() -> None:
     crf = np.arange(H * W, dtype=np.uint8).reshape(H, W) % 4
     nothing = proposals()
     scores = class_scores(nothing, np.ones((4, H, W), dtype=np.float32))
-    assert len(priority_nms(nothing)) == len(overlap_filter(nothing)) == 0
+    assert len(nms_of(nothing)) == len(overlap_filter(nothing)) == 0
     np.testing.assert_array_equal(assign(nothing, scores, crf), crf)
 
 

@@ -248,9 +248,11 @@ def _sam_weights(
         return None
     if sam is not None:
         return find(sam)
-    at_hand = [one.path for one in listing() if "sam" in one.name and one.path is not None]
+    at_hand = [one for one in listing() if "sam" in one.name and one.path is not None]
     if at_hand:
-        return at_hand[0]
+        # In the registry's order, in which those that are quick on a CPU stand first.
+        progress.detail(f"segments come from {at_hand[0].name}; --sam takes another")
+        return at_hand[0].path
     progress.warn(
         "no SAM weights at hand: superpixels serve as proposals instead; for SAM run "
         "rsseg weights fetch mobile_sam, or give --sam FILE"

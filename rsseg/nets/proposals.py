@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rsseg.config import ProposalConfig
 from rsseg.nets.decoder import Answers
+from rsseg.nets.device import free_memory, is_out_of_memory
 from rsseg.nets.prompting import Drawn, Prompter, Seen, stability
 from rsseg.ops.seeds import grid_points, superpixel_points
 from rsseg.ops.segments import WHOLE, Masks, priority_nms
@@ -59,15 +60,54 @@ def propose(
         For each image the masks that are good by SAN's rules 1 and 2: predicted IoU, stability,
         area, and box NMS in which a whole outranks its parts. They may overlap.
     """
-    seen = prompter.look(images)
+    seen = _looked_at(prompter, images)
     return [_propose(prompter, *pair, config) for pair in zip(seen, images, strict=True)]
+
+
+def _looked_at(prompter: Prompter, images: Sequence[NDArray[np.uint8]]) -> list[Seen]:
+    """Encode images all at once, or as many as the memory allows."""
+    try:
+        return prompter.look(images)
+    except RuntimeError as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    free_memory()
+    half = len(images) // 2
+    return _looked_at(prompter, images[:half]) + _looked_at(prompter, images[half:])
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A mask that was found, in few bytes, for a fine grid finds thousands.
+
+    Args:
+        level: of SAM's three answers to a prompt.
+        score: predicted IoU.
+        stability: as in ``Drawn``.
+        area: pixels of the mask.
+        box: (y0, x0, y1, x1), ends exclusive.
+        bits: the pixels of the box, packed.
+    """
+
     level: int
     score: float
-    drawn: Drawn
+    stability: float
+    area: int
+    box: tuple[int, int, int, int]
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, level: int, score: float, drawn: Drawn) -> _Candidate:
+        """Pack a mask."""
+        bits = np.packbits(drawn.mask)
+        return cls(level, score, drawn.stability, drawn.area, drawn.box, bits)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The pixels of the box."""
+        y0, x0, y1, x1 = self.box
+        pixels = np.unpackbits(self.bits, count=(y1 - y0) * (x1 - x0))
+        return pixels.view(np.bool_).reshape(y1 - y0, x1 - x0)
 
 
 class _Search:
@@ -90,12 +130,12 @@ class _Search:
         self.near: list[_Candidate] = []
 
     def at_points(self, points: NDArray[np.float64]) -> int:
-        """Ask at points (B, 2), for their own sake or for that of all; return the pixels gained."""
+        """Ask at points (B, 2), one at a time; return how many pixels that newly covered."""
         return self._judge(len(points), self._prompter.ask(self._seen, points[:, None]))
 
     def in_boxes(self, wanted: Sequence[_Candidate]) -> None:
         """Ask again for masks that were nearly good."""
-        boxes = np.array([one.drawn.box for one in wanted], np.float64)[:, [1, 0, 3, 2]]
+        boxes = np.array([one.box for one in wanted], np.float64)[:, [1, 0, 3, 2]]
         self._judge(len(boxes), self._prompter.ask(self._seen, boxes=boxes))
 
     def _judge(self, asked: int, answers: Answers) -> int:
@@ -119,10 +159,10 @@ class _Search:
         for level, score, passes, mask in zip(levels, scores, passing, drawn, strict=True):
             if not max(1, config.min_area) <= mask.area <= config.max_share * self.covered.size:
                 continue
-            candidate = _Candidate(level, score, mask)
+            candidate = _Candidate.of(level, score, mask)
             if passes and mask.stability >= config.stability:
                 self.good.append(candidate)
-                gained += _cover(self.covered, mask)
+                gained += _cover(self.covered, candidate)
             elif self._adaptive:
                 self.near.append(candidate)
         return gained
@@ -132,7 +172,7 @@ class _Search:
         kept = _kept(self.good, self._config.nms, prefer_whole=self._config.prefer_whole)
         masks = np.zeros((len(kept), *self.covered.shape), np.bool_)
         for mask, one in zip(masks, kept, strict=True):
-            _cover(mask, one.drawn)
+            _cover(mask, one)
         level = np.array([one.level for one in kept], np.int8)
         return Masks(masks, level, np.array([one.score for one in kept], np.float32))
 
@@ -171,8 +211,8 @@ def _ask_again(search: _Search, nms: float) -> None:
     In smooth ground most points give a mask that is right but blurred at its ends; asked for what
     is in the mask's box, SAM draws the same mask clearly.
     """
-    waiting = iter(_kept(search.near, nms, prefer_whole=False, by=lambda one: one.drawn.stability))
-    open_masks = (one for one in waiting if _covered_share(search.covered, one.drawn) <= _COVERED)
+    waiting = iter(_kept(search.near, nms, prefer_whole=False, by=lambda one: one.stability))
+    open_masks = (one for one in waiting if _covered_share(search.covered, one) <= _COVERED)
     while batch := list(islice(open_masks, search.step)):
         search.in_boxes(batch)
 
@@ -187,7 +227,7 @@ def _kept(
     """The candidates that NMS keeps, best first."""
     level = np.array([one.level if prefer_whole else 0 for one in found], np.int8)
     rank = np.array([by(one) for one in found], np.float32)
-    boxes = np.array([one.drawn.box for one in found], np.int64).reshape(-1, 4)
+    boxes = np.array([one.box for one in found], np.int64).reshape(-1, 4)
     return [found[index] for index in priority_nms(boxes, level, rank, nms=nms)]
 
 
@@ -200,16 +240,16 @@ def _innermost(seen: Seen, image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return points
 
 
-def _cover(covered: NDArray[np.bool_], drawn: Drawn) -> int:
+def _cover(covered: NDArray[np.bool_], one: _Candidate) -> int:
     """Add a mask to what is covered; return how many pixels are new."""
-    y0, x0, y1, x1 = drawn.box
-    part = covered[y0:y1, x0:x1]
-    new = int((drawn.mask & ~part).sum())
-    part |= drawn.mask
+    y0, x0, y1, x1 = one.box
+    part, mask = covered[y0:y1, x0:x1], one.mask
+    new = int((mask & ~part).sum())
+    part |= mask
     return new
 
 
-def _covered_share(covered: NDArray[np.bool_], drawn: Drawn) -> float:
+def _covered_share(covered: NDArray[np.bool_], one: _Candidate) -> float:
     """The share of a mask that is covered already."""
-    y0, x0, y1, x1 = drawn.box
-    return float((covered[y0:y1, x0:x1] & drawn.mask).sum() / drawn.area)
+    y0, x0, y1, x1 = one.box
+    return float((covered[y0:y1, x0:x1] & one.mask).sum() / one.area)

@@ -27,7 +27,7 @@ def main() -> None:
     rsseg("tag", site, "--from", data / "buildings.geojson", "--min-area", "1")
     rsseg(
         *("pseudo-label", site, "--sam", shared / "weights" / "mobile_sam.pt"),
-        *("--points-per-side", "6", "--export", labels),
+        *("--export", labels),
         makes=labels,
     )
     score(labels, data / "buildings_a.tif")

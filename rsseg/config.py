@@ -132,8 +132,9 @@ class ProposalConfig:
             are recognised as one object; a multiple of 16.
         join: IoU in the pixels that two windows share from which their masks are one object.
         prompting: ``adaptive`` (points where no mask is yet) or ``grid`` (all of them).
-        points_per_side: points of the grid per side of a window; adaptive prompting is no finer.
-        max_points: most points for a window under adaptive prompting.
+        points_per_side: points of the grid per side of a window; adaptive prompting has none.
+        max_points: most points for a window under adaptive prompting; the boxes by which nearly
+            good masks are asked for again come on top.
         min_area: smaller masks are dropped, pixels.
         score: least predicted IoU of part masks.
         whole_score: least predicted IoU of whole-object masks.

@@ -149,8 +149,9 @@ PointsPerSide = Annotated[
     int | None,
     typer.Option(
         min=1,
-        show_default=str(DEFAULTS.proposals.points_per_side),
-        help="Prompts of SAM per side of a window.",
+        metavar="N",
+        show_default="points where no segment is yet",
+        help="Ask SAM at a regular grid of N x N points per window instead.",
     ),
 ]
 Processes = Annotated[

@@ -177,6 +177,7 @@ def pseudo_label(
             settings.proposals,
             proposals=None if proposals is None else proposals.value,
             points_per_side=points_per_side,
+            prompting=None if points_per_side is None else "grid",
         )
         write = _exporter(site, until, export, overwrite, console)
         pseudo_label(

@@ -145,9 +145,7 @@ def test_one_image_answers_again_and_again(case: Case) -> None:
     with torch.inference_mode():
         decoder = case.decoder()
         image = decoder.prepare(case.features, case.fine)
-        first, second = (
-            decoder.tokens(**asked(kind, 1, frame)) for kind in ("a point", "boxes")
-        )
+        first, second = (decoder.tokens(**asked(kind, 1, frame)) for kind in ("a point", "boxes"))
         before = decoder.answer(image, first).scores
         decoder.answer(image, second)
         torch.testing.assert_close(decoder.answer(image, first).scores, before, rtol=0, atol=0)

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
+from rsseg.ops import seeds as module
 from rsseg.ops.seeds import grid_points, superpixel_points
 
 
@@ -42,7 +43,9 @@ def test_points_are_pixel_centres_inside_their_superpixels() -> None:
     points = superpixel_points(image)
     assert (points % 1 == 0.5).all()
     x, y = points.astype(int).T
-    segments = felzenszwalb(image, scale=50, sigma=0.8, min_size=16)
+    segments = felzenszwalb(
+        image, scale=module._SCALE, sigma=module._SMOOTHING, min_size=module._LEAST
+    )
     hit = segments[y, x]
     assert sorted(hit) == list(range(segments.max() + 1))
     assert (np.diff(np.bincount(segments.ravel())[hit]) <= 0).all()

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from segment_anything.utils.amg import batched_mask_to_box
+from torchvision.ops import batched_nms
 
 from rsseg.ops.segments import (
     IGNORE,
@@ -123,6 +126,21 @@ def test_nms_does_not_mind_which_axis_comes_first() -> None:
     assert 1 < len(kept) < 30
     turned = priority_nms(boxes[:, [1, 0, 3, 2]], level, score, nms=0.3)
     np.testing.assert_array_equal(turned, kept)
+
+
+def test_without_levels_nms_keeps_what_sams_generator_keeps() -> None:
+    rng = np.random.default_rng(0)
+    x0, y0 = rng.integers(0, 12, (2, 80))
+    x1, y1 = x0 + rng.integers(2, 18, 80), y0 + rng.integers(2, 8, 80)
+    masks = proposals(
+        *((rectangle(*box), PART, rng.random()) for box in zip(x0, y0, x1, y1, strict=True))
+    )
+    boxes = batched_mask_to_box(torch.from_numpy(masks.masks)).float()
+    scores = torch.from_numpy(masks.score)
+    for nms in (0.3, 0.5, 0.7):
+        expected = batched_nms(boxes, scores, torch.zeros(80), nms).tolist()
+        assert len(expected) < 80
+        assert nms_of(masks, nms) == expected
 
 
 @given(any_proposals())

@@ -85,7 +85,7 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         bits = np.packbits(masks.masks, axis=2)
         np.savez_compressed(path, bits=bits, level=masks.level, score=masks.score)
-        return {"seconds": seconds, "prompts": found.points, "masks": len(masks)}
+        return {"seconds": seconds, "prompts": found.prompts, "masks": len(masks)}
 
     def together(self, tiles: Sequence[BenchTile], way: Way) -> dict[str, Any]:
         """Time one way on all tiles in one call."""

@@ -89,7 +89,7 @@ def test_a_grid_gives_the_masks_of_sams_own_generator(
     prompter = Prompter(FirstSam(sam), torch.float32)
     config = replace(official_rules(5, score, steady), nms=1.0)
     (ours,) = propose(prompter, [image], config)
-    assert ours.points == 25
+    assert ours.prompts == 25
     np.testing.assert_allclose(
         ours.masks.score, [one["predicted_iou"] for one in theirs], rtol=0, atol=1e-4
     )
@@ -285,7 +285,7 @@ def test_adaptive_prompting_finds_what_is_in_the_image(size: tuple[int, int]) ->
     (found,) = propose(world, [painted(size, THREE)], ADAPTIVE)
     assert found.masks.masks.shape == (3, *size)
     np.testing.assert_allclose(centres(found), [(40, 30), (60, 95), (150, 60)], atol=0.1)
-    assert found.points == len(world.points) + len(world.boxes)
+    assert found.prompts == len(world.points) + len(world.boxes)
     assert len(world.points) < 100
 
 
@@ -355,7 +355,7 @@ def test_covered_points_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [(40.0, 30.0), *nothing(3), *inside, *outside]
     world, found = at_points(monkeypatch, points, THREE[:1])
     assert [tuple(one) for one in world.points] == [points[0], *nothing(3), *outside]
-    assert found.points == 6
+    assert found.prompts == 6
     assert len(found.masks) == 1
 
 
@@ -375,7 +375,7 @@ def test_what_is_no_good_covers_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_search_ends_when_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
     world, found = at_points(monkeypatch, nothing(300), [])
     assert world.points == [list(one) for one in nothing(48)]
-    assert found.points == 48
+    assert found.prompts == 48
     assert found.masks.masks.shape == (0, *SIZE)
 
 
@@ -403,13 +403,13 @@ def test_little_gain_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_is_a_most_of_points(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     config = replace(ADAPTIVE, max_points=most)
     world, found = at_points(monkeypatch, nothing(300), [], config)
-    assert len(world.points) == found.points == most
+    assert len(world.points) == found.prompts == most
 
 
 def test_no_points_no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     world, found = at_points(monkeypatch, [], THREE)
     assert world.points == world.boxes == []
-    assert len(found.masks) == found.points == 0
+    assert len(found.masks) == found.prompts == 0
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_near_misses_are_asked_again_by_their_box(
     # Both points brought the same mask: it is asked for once.
     ((x0, y0, x1, y1),) = world.boxes
     np.testing.assert_allclose([x0, y0, x1, y1], [140, 30, 160, 50], atol=1)
-    assert found.points == 6
+    assert found.prompts == 6
     np.testing.assert_allclose(centres(found), [(150, 40)], atol=0.1)
 
 
@@ -477,7 +477,7 @@ def test_a_near_miss_found_covers_the_next_one(monkeypatch: pytest.MonkeyPatch) 
 def test_a_grid_asks_everywhere_and_never_by_box() -> None:
     near = Disc(60, 95, 10, slope=BLURRED, box_slope=STEEP)
     world, found = on_grid([*THREE[:2], near])
-    assert found.points == len(world.points) == 100
+    assert found.prompts == len(world.points) == 100
     assert world.points[0] == [10, 6]
     assert world.points[-1] == [190, 114]
     assert world.boxes == []
@@ -554,4 +554,4 @@ def test_nothing_good_gives_no_masks() -> None:
             world = World(SIZE, discs)
             (found,) = propose(world, [painted(SIZE, discs)], config)
             assert found.masks.masks.shape == (0, *SIZE)
-            assert found.points > 0
+            assert found.prompts > 0

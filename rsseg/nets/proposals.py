@@ -39,11 +39,11 @@ class Proposals:
 
     Args:
         masks: the proposals, by falling priority.
-        points: how many points were asked.
+        prompts: how many points and boxes were asked for.
     """
 
     masks: Masks
-    points: int
+    prompts: int
 
 
 def propose(

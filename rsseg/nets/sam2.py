@@ -145,7 +145,7 @@ class Sam2(nn.Module):
 
     An image is squeezed to the frame (see `squeeze`), so x and y have scales of their own: a point
     or box of an (H, W) image is asked at (x * frame / W, y * frame / H), and mask logits come back
-    to the image by bilinear interpolation to (H, W).
+    to the image by bilinear interpolation.
 
     Args:
         trunk: a Hiera of timm's.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pytest
@@ -114,10 +113,7 @@ KINDS = ["a point", "points", "boxes", "boxes and points"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 5])
-def test_answers_are_the_official_ones(
-    case: Case, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_CLEAR", math.inf)
+def test_answers_are_the_official_ones(case: Case, kind: str, count: int) -> None:
     prompts = asked(kind, count, case.net.frame)
     logits, scores = official(case, prompts)
     drawn, said = ours(case, prompts)
@@ -171,7 +167,10 @@ def by_cell(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["a point", "boxes"])
-def test_masks_are_drawn_where_their_outline_may_run(contrasty: Case, kind: str) -> None:
+def test_masks_are_drawn_where_their_outline_may_run(
+    contrasty: Case, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COMPLETE", set())
     prompts = asked(kind, 5, 256)
     logits, _ = official(contrasty, prompts)
     level = torch.tensor([0, 1, 2, 2, 0])
@@ -191,10 +190,7 @@ def test_masks_are_drawn_where_their_outline_may_run(contrasty: Case, kind: str)
     torch.testing.assert_close(drawn[clear], plain[clear], rtol=1e-4, atol=5e-3)
 
 
-def test_what_is_wanted_decides_only_what_is_drawn(
-    contrasty: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_CLEAR", math.inf)
+def test_what_is_wanted_decides_only_what_is_drawn(contrasty: Case) -> None:
     prompts = asked("a point", 5, 256)
     every, said = ours(contrasty, prompts)
     every = every.unflatten(0, (5, 3))

@@ -21,7 +21,6 @@ from small_sams import roughened, small_sam
 from torch import Tensor
 
 from rsseg.config import ProposalConfig
-from rsseg.nets import decoder as decoder_module
 from rsseg.nets import proposals as module
 from rsseg.nets.prompting import Drawn, Prompter, stability
 from rsseg.nets.proposals import Proposals, propose
@@ -68,9 +67,8 @@ def sam() -> Sam:
 def test_a_grid_gives_the_masks_of_sams_own_generator(
     sam: Sam, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Masks of random weights have steps in every cell, and are not as stable at another size.
-    monkeypatch.setattr(decoder_module, "_CLEAR", math.inf)
-    monkeypatch.setattr(module, "_DOUBT", 1.0)
+    # Masks of random weights are not as stable at another size.
+    monkeypatch.setattr(module, "_NEAR_STABILITY", 1.0)
     image = drawn_image(size)
     # Their boxes are much alike, so none is dropped for that; test_segments.py is about it.
     loose = SamAutomaticMaskGenerator(

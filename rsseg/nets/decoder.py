@@ -4,8 +4,8 @@ The networks stay as they are; only the order of their sums changes. What does n
 prompt is computed once per image: what the first attentions see of the image, and of the positions
 all of them. A later attention between the N cells of an image and the T tokens of a prompt (4096
 and about 7) is folded onto the tokens: instead of projecting all cells for every prompt, the few
-tokens are projected back. Only answers that are wanted are drawn, and those fully only where their
-outline may run.
+tokens are projected back. Only answers that are wanted are drawn; in bfloat16, which is not exact
+anyway, in full only where their outline may run.
 
 Source of the networks: Kirillov et al., "Segment Anything", ICCV 2023, appendix A; Ravi et al.,
 "SAM 2", arXiv:2408.00714, appendix D.
@@ -33,8 +33,11 @@ _SAMPLE: _Part = (slice(0, 1), slice(3, 4))
 _ROUND = 512
 """Cells are drawn in multiples of so many."""
 
+_COMPLETE = {torch.float32}
+"""Types in which all cells are drawn, outline or not."""
+
 _CLEAR = 4.0
-"""Logits this far from 0 in a cell and all around it hold no outline."""
+"""Logits this far from 0 in a cell and all around it hold no outline, or one of a few pixels."""
 
 
 class PromptNet(Protocol):
@@ -302,7 +305,10 @@ class _Cross:
 
 
 class _Drawing:
-    """Masks from cells: each cell becomes 4 x 4 pixels, but only where an outline may run.
+    """Masks from cells: each cell becomes 4 x 4 pixels.
+
+    In float32 all of them are drawn, so that the masks are the network's own, specks of some pixels
+    included; else one pixel of each cell, and all of those of the cells where an outline may run.
 
     Args:
         upscaling: the decoder's two transposed convolutions, norm and activations.
@@ -371,6 +377,8 @@ class _Drawing:
 
     def _near_outline(self, sample: Tensor, wanted: Tensor) -> Tensor:
         """Cells (P, N) around which a mask wanted changes sides, from its samples (P, 3, N)."""
+        if self._dtype in _COMPLETE:
+            return torch.ones_like(sample[:, 0], dtype=torch.bool)
         sample = torch.unflatten(sample.float(), -1, self._side)
         highest = F.max_pool2d(sample, 3, stride=1, padding=1)
         lowest = -F.max_pool2d(-sample, 3, stride=1, padding=1)

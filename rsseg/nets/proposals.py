@@ -19,16 +19,14 @@ from rsseg.nets.prompting import Drawn, Prompter, Seen, stability
 from rsseg.ops.seeds import grid_points, superpixel_points
 from rsseg.ops.segments import WHOLE, Masks, priority_nms
 
-# Masks are judged at the network's size first, and again in the image's pixels if they may be good.
-_DOUBT = 0.05
-
 # Adaptive prompting ends when so many points in a row have brought less than that share of the
-# window. All of these were chosen on tiles that nothing is scored on, see docs/results.md.
+# window. How all of these were chosen: docs/results.md.
 _PATIENCE = 48
 _LEAST_GAIN = 0.002
 # A mask that misses the bars by no more is asked for again, by its box, unless so much of it is
-# covered meanwhile.
-_NEAR_STABILITY = 0.7
+# covered meanwhile. Stability is judged at the network's size, where that of small masks is coarse,
+# so masks this near are brought to the image's pixels in any case, and judged again.
+_NEAR_STABILITY = 0.22
 _NEAR_SCORE = 0.1
 _COVERED = 0.8
 
@@ -142,19 +140,17 @@ class _Search:
         """Sort answers into good, nearly good and useless; return the pixels newly covered."""
         self.asked += asked
         config = self._config
-        slack, least = 0.0, config.stability - _DOUBT
-        if self._adaptive:
-            slack, least = _NEAR_SCORE, min(least, _NEAR_STABILITY)
+        slack = _NEAR_SCORE if self._adaptive else 0.0
         bars = torch.full_like(answers.scores[0], config.score)
         bars[WHOLE] = config.whole_score
         wanted = answers.scores >= bars - slack
         logits = self._prompter.logits(self._seen, answers, wanted)
         height, width = self._seen.inside
-        hopeful = stability(logits[:, :height, :width]) >= least
-        levels = wanted.nonzero()[hopeful, 1].tolist()
-        scores = answers.scores[wanted][hopeful].tolist()
-        passing = (answers.scores >= bars)[wanted][hopeful].tolist()
-        drawn = self._prompter.drawn(self._seen, logits[hopeful])
+        nearly = stability(logits[:, :height, :width]) >= config.stability - _NEAR_STABILITY
+        levels = wanted.nonzero()[nearly, 1].tolist()
+        scores = answers.scores[wanted][nearly].tolist()
+        passing = (answers.scores >= bars)[wanted][nearly].tolist()
+        drawn = self._prompter.drawn(self._seen, logits[nearly])
         gained = 0
         for level, score, passes, mask in zip(levels, scores, passing, drawn, strict=True):
             if not max(1, config.min_area) <= mask.area <= config.max_share * self.covered.size:

@@ -168,10 +168,9 @@ class Prompter:
         """
         answers = self.ask(image, points, labels, boxes)
         best = F.one_hot(answers.scores.argmax(dim=1), answers.scores.shape[1]).bool()
+        drawn = self.drawn(image, self.logits(image, answers, best))
         masks = np.zeros((len(best), *image.size), np.bool_)
-        for mask, one in zip(
-            masks, self.drawn(image, self.logits(image, answers, best)), strict=True
-        ):
+        for mask, one in zip(masks, drawn, strict=True):
             y0, x0, y1, x1 = one.box
             mask[y0:y1, x0:x1] = one.mask
         return masks, answers.scores.amax(dim=1).float().cpu().numpy()
@@ -224,7 +223,7 @@ class _Reach:
 
 
 def _reach(near: Tensor, weights: Tensor) -> _Reach | None:
-    """The pixels of an image's axis in which cells that are near (n,) count; None if there are."""
+    """The pixels of an image's axis in which cells that are near (n,) count; None without any."""
     cells = near.nonzero()[:, 0]
     if not len(cells):
         return None
@@ -237,11 +236,11 @@ def _reach(near: Tensor, weights: Tensor) -> _Reach | None:
     return _Reach(source, start, weights[start:end, source])
 
 
-def _trimmed(mask: NDArray[np.bool_], top: int, left: int, stability: float) -> Drawn:
+def _trimmed(mask: NDArray[np.bool_], top: int, left: int, stable: float) -> Drawn:
     """A mask cut to its box; the corner of ``mask`` lies at (top, left) of the image."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return Drawn(mask[:0, :0], (0, 0, 0, 0), stability, 0)
+        return Drawn(mask[:0, :0], (0, 0, 0, 0), stable, 0)
     y0, x0, y1, x1 = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
     box = (top + int(y0), left + int(x0), top + int(y1), left + int(x1))
-    return Drawn(mask[y0:y1, x0:x1], box, stability, int(mask.sum()))
+    return Drawn(mask[y0:y1, x0:x1], box, stable, int(mask.sum()))

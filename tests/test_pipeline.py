@@ -263,6 +263,17 @@ def test_polygons_that_lie_elsewhere(way):
         way.labelled(aoi=area)
 
 
+def quickly_labelled(folder, rasters, tags):
+    """A site of rasters with the rows of a tag sheet, labelled after next to no training."""
+    sheet = folder / "tags.csv"
+    sheet.write_text("\n".join(["tile,field,wood", *tags]))
+    classes = Classes.from_names(["field", "wood"])
+    site = tile(rasters, folder / "site.zarr", classes, config=TILES).path
+    tag(site, [sheet])
+    short = replace(SETTINGS, classifier=replace(SETTINGS.classifier, min_steps=3))
+    return pseudo_label(site, settings=short, workers=1, device="cpu")
+
+
 def test_scenes_of_one_tile_beside_larger_ones(tmp_path):
     truth = blobs(3, 0.4).astype(np.uint8)
     image = drawn(truth)
@@ -272,13 +283,7 @@ def test_scenes_of_one_tile_beside_larger_ones(tmp_path):
         for row, col in np.ndindex(side // 32, side // 32):
             here = truth[32 * row : 32 * row + 32, 32 * col : 32 * col + 32]
             tags.append(f"{name}/{row}/{col},{int((here == 0).any())},{int((here == 1).any())}")
-    sheet = tmp_path / "tags.csv"
-    sheet.write_text("\n".join(["tile,field,wood", *tags]))
-    classes = Classes.from_names(["field", "wood"])
-    site = tile(rasters, tmp_path / "site.zarr", classes, config=TILES).path
-    tag(site, [sheet])
-    short = replace(SETTINGS, classifier=replace(SETTINGS.classifier, min_steps=3))
-    made = pseudo_label(site, settings=short, workers=1, device="cpu")
+    made = quickly_labelled(tmp_path, rasters, tags)
     for scene in made.scenes.values():
         labels = scene.find_layer("labels", made.layers["labels"]).read(scene.grid.window)
         assert (labels != 255).all()
@@ -291,17 +296,11 @@ def test_a_scene_whose_tags_leave_no_choice(tmp_path):
         rasters.append(write_raster(tmp_path / f"{name}.tif", drawn(truth)[:, :96, :96]))
         for row, col in np.ndindex(3, 3):
             tags.append(f"{name}/{row}/{col},1,{int(name == 'b' and row == col)}")
-    sheet = tmp_path / "tags.csv"
-    sheet.write_text("\n".join(["tile,field,wood", *tags]))
-    classes = Classes.from_names(["field", "wood"])
-    site = tile(rasters, tmp_path / "site.zarr", classes, config=TILES).path
-    tag(site, [sheet])
-    short = replace(SETTINGS, classifier=replace(SETTINGS.classifier, min_steps=3))
-    made = pseudo_label(site, settings=short, workers=1, device="cpu")
+    made = quickly_labelled(tmp_path, rasters, tags)
     for scene, values in zip(made.scenes.values(), ({0}, {0, 1}), strict=True):
         labels = scene.find_layer("labels", made.layers["labels"]).read(scene.grid.window)
         assert set(np.unique(labels)) <= values
-    paths = export(site, "masks", tmp_path / "masks.tif")
+    paths = export(made.path, "masks", tmp_path / "masks.tif")
     with rasterio.open(paths[0]) as empty, rasterio.open(paths[1]) as full:
         assert not empty.read().any()
         assert full.read(1).all()

@@ -18,9 +18,15 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from rsseg.errors import InputError
 from rsseg.grid import TILE_MULTIPLE
 
-Proposals = Literal["sam", "superpixels"]
+Proposals = Literal["sam", "superpixels", "none"]
 Pooling = Literal["softmax", "mean"]
+Consistent = Literal["plain", "refined"]
+Jitter = Literal["bands", "colour"]
+Optimiser = Literal["adamw", "sgd"]
+Decay = Literal["poly", "cosine"]
 Prompting = Literal["adaptive", "grid"]
+Scores = Literal["softmax", "minmax"]
+CrfEngine = Literal["torch", "pydensecrf"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,21 @@ class ClassifierConfig:
     """The image-level classifier whose class activation maps (CAM) seed the pseudo-labels.
 
     The defaults make a fine-grained CAM; ``strides = [16]``, ``hidden = 0`` and
-    ``pooling = "mean"`` make the plain one of the papers (global average pooling).
+    ``pooling = "mean"`` make the plain one of the papers (global average pooling). One key more,
+    ``recipe``, says what the others are by default: ``modern`` is this table, ``paper`` SAN's
+    siamese affinity network on ResNet38-d.
 
     Args:
-        backbone: ``efficientnet_lite0`` (weights come with the installation) or any timm name.
+        backbone: ``efficientnet_lite0`` (weights come with the installation), ``resnet38d`` (the
+            one of the papers), or any timm name, vision transformers included.
         weights: ImageNet weights: ``auto`` (those at hand, else none), ``none``, or a file.
         strides: strides of the backbone's levels that the CAM is made from; the finest is the
             size of a CAM cell in pixels.
+        output_stride: 8 or 16 dilates the backbone from there on instead of halving its maps
+            further; 0 leaves it as it is (ResNet38-d always has 8).
+        frozen_blocks: levels of the backbone, from the image on, that do not learn; a level ends
+            where the maps are halved (a vision transformer's with each of its blocks).
+        freeze_bn: batch norm of the backbone keeps its pretrained statistics, scale and shift.
         hidden: channels of each level's hidden layer; 0 makes the CAM linear in the features.
         pooling: ``softmax`` (classes compete for each cell) or ``mean`` (global average).
         window: pixels the network should see at once; small tiles are taken in blocks.
@@ -55,16 +69,38 @@ class ClassifierConfig:
         epochs: passes over the tagged tiles; 0 = as many as make ``min_steps``.
         min_steps: optimiser steps at the least, when ``epochs`` is 0.
         batch_size: windows per optimiser step.
-        lr: AdamW's learning rate of the new layers; the backbone gets ``backbone_lr_factor`` of it.
+        optimiser: ``adamw`` or ``sgd``.
+        momentum: SGD's momentum, and AdamW's of the gradient (its first beta).
+        schedule: how the learning rate falls after its warm-up: ``poly``, (1 - s/S)^0.9 at step s
+            of S, or ``cosine``.
+        warm_up: share of the steps in which the learning rate rises to its peak; 0 starts there.
+        lr: peak learning rate of the new layers; the backbone gets ``backbone_lr_factor`` of it.
         backbone_lr_factor: share of ``lr`` for the pretrained layers.
-        weight_decay: AdamW's weight decay.
+        weight_decay: of convolutions; biases and batch norm have none.
         dropout: share of feature channels dropped in training.
+        jitter: ``bands`` (brightness and contrast, a little per band) or ``colour`` (the paper's
+            brightness, contrast, saturation and hue of an 8-bit view; imagery of three bands).
+        affinity: refine the CAM by the affinity of its cells, which is learnt (SAN eq. 2-4); needs
+            ``cross``, or ``consistency`` on the refined maps, to learn from.
+        affinity_strides: strides of further levels, from which the affinity is then learnt instead
+            of those of the CAM (``[8, 8]`` with ResNet38-d are the ones of PSA and SEAM).
+        consistency: weight of the difference between the CAMs of two views of a window (SAN
+            eq. 5). This or ``cross`` above 0 trains two branches, at twice the time.
+        cross: weight of SEAM's cross term: the refined CAM of one view against the plain CAM of
+            the other; needs ``affinity``.
+        consistency_on: ``plain`` CAMs, which teaches the backbone, or ``refined`` ones (the paper's
+            words), which teaches the affinity alone and can make its maps constant.
+        view_scales: sizes at which the second branch may see the window, besides quarter turns and
+            mirroring.
         seed: of weights, order and augmentation.
     """
 
     backbone: str = "efficientnet_lite0"
     weights: str = "auto"
     strides: tuple[int, ...] = (8, 16)
+    output_stride: int = 0
+    frozen_blocks: int = 0
+    freeze_bn: bool = False
     hidden: int = 64
     pooling: Pooling = "softmax"
     window: int = 192
@@ -72,10 +108,21 @@ class ClassifierConfig:
     epochs: int = 0
     min_steps: int = 400
     batch_size: int = 4
+    optimiser: Optimiser = "adamw"
+    momentum: float = 0.9
+    schedule: Decay = "poly"
+    warm_up: float = 0.05
     lr: float = 2e-3
     backbone_lr_factor: float = 0.3
     weight_decay: float = 1e-2
     dropout: float = 0.3
+    jitter: Jitter = "bands"
+    affinity: bool = False
+    affinity_strides: tuple[int, ...] = ()
+    consistency: float = 0.0
+    cross: float = 0.0
+    consistency_on: Consistent = "plain"
+    view_scales: tuple[float, ...] = (0.5, 1.0)
     seed: int = 0
 
     @property
@@ -83,20 +130,63 @@ class ClassifierConfig:
         """Side of a CAM cell in pixels."""
         return min(self.strides)
 
+    @property
+    def two_branches(self) -> bool:
+        """Whether a second view of every window is looked at in training."""
+        return self.consistency > 0 or self.cross > 0
+
+
+RECIPES: dict[str, ClassifierConfig] = {
+    "modern": ClassifierConfig(),
+    "paper": ClassifierConfig(
+        backbone="resnet38d",
+        strides=(8,),
+        frozen_blocks=1,
+        freeze_bn=True,
+        hidden=0,
+        pooling="mean",
+        batch_size=16,
+        optimiser="sgd",
+        warm_up=0.0,
+        lr=1e-2,
+        backbone_lr_factor=0.1,
+        weight_decay=5e-4,
+        dropout=0.5,
+        jitter="colour",
+        affinity=True,
+        affinity_strides=(8, 8),
+        consistency=1.0,
+        cross=1.0,
+    ),
+}
+"""Classifiers by name: the default, and SAN's as its section 4.3 and its relatives' code say.
+
+SAN's rate of 0.01 for the backbone comes from code in which the weight decay stood in the place of
+SGD's momentum; with a true momentum of 0.9 the backbone has a tenth of that, and new layers ten
+times the backbone's. SAN says nothing of the number of epochs.
+"""
+
 
 @dataclass(frozen=True)
 class CamConfig:
     """Class activation maps at inference (scales and flips as in PSA, Ahn and Kwak 2018).
 
     Args:
-        scales: input scales whose CAMs are summed.
+        scores: how CAMs become scores: ``softmax`` (each class's share of a cell, for classifiers
+            whose classes compete) or ``minmax`` (positive parts, each class stretched to [0, 1] in
+            the window, as in the papers).
+        scales: input scales whose CAMs are averaged; the papers' are 0.5, 1, 1.5 and 2.
         flips: also the horizontally flipped image.
+        refined: take the CAMs refined by affinity, where the classifier has learnt one and scores
+            are by ``minmax``.
         background_power: exponent of the background score (1 - max CAM)^power, where the classes
-            have a background (SAN eq. 9 applied to pixels).
+            have a background and scores are by ``minmax`` (SAN eq. 9 applied to pixels).
     """
 
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    scores: Scores = "softmax"
+    scales: tuple[float, ...] = (1.0,)
     flips: bool = True
+    refined: bool = True
     background_power: float = 2.0
 
 
@@ -111,14 +201,17 @@ class CrfConfig:
         bilateral_sxy: spatial standard deviation of the appearance kernel, pixels.
         bilateral_srgb: colour standard deviation of the appearance kernel, 8-bit levels.
         bilateral_compat: weight of the appearance kernel.
+        engine: ``torch`` (on the device of the networks) or ``pydensecrf``, the reference on the
+            CPU, of the extra ``rsseg[crf]``; they agree up to rounding.
     """
 
     iterations: int = 10
     gaussian_sxy: float = 3.0
     gaussian_compat: float = 3.0
-    bilateral_sxy: float = 50.0
+    bilateral_sxy: float = 30.0
     bilateral_srgb: float = 13.0
-    bilateral_compat: float = 10.0
+    bilateral_compat: float = 4.0
+    engine: CrfEngine = "torch"
 
 
 @dataclass(frozen=True)
@@ -126,7 +219,7 @@ class ProposalConfig:
     """Class-agnostic regions from Segment Anything (SAN §3.3.1) or superpixels.
 
     Args:
-        proposals: ``sam`` or ``superpixels``.
+        proposals: ``sam``, ``superpixels``, or ``none``: the CRF alone makes the labels.
         window: pixels SAM should see at once, context included; small tiles are taken in blocks.
         halo: pixels of context around each window's cores, in which masks of neighbouring windows
             are recognised as one object; a multiple of 16.
@@ -174,9 +267,12 @@ class LabelConfig:
         background_power: alpha of eq. 9, where the classes have a background.
         min_confidence: pixels whose CRF posterior is lower and that no proposal covers stay
             unlabelled (255), so that the segmenter does not learn from them.
+        stretch: whether the segments' scores are stretched by minimum and maximum over the
+            segments of a window (eq. 8, 9); else their mean posterior decides.
     """
 
     background_power: float = 1.0
+    stretch: bool = True
     min_confidence: float = 0.0
 
 
@@ -232,6 +328,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "encoder_lr_factor": (0, 1),
     "weight_decay": (0, 10),
     "dropout": (0, 0.99),
+    "momentum": (0, 0.999),
+    "warm_up": (0, 1),
+    "consistency": (0, 1000),
+    "cross": (0, 1000),
+    "view_scales": (0.1, 2),
     "epochs": (0, math.inf),
     "min_steps": (1, math.inf),
     "batch_size": (2, math.inf),
@@ -240,13 +341,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "window": (32, 8192),
     "hidden": (0, 4096),
     "strides": (1, TILE_MULTIPLE),
+    "affinity_strides": (1, 32),
+    "output_stride": (0, 16),
+    "frozen_blocks": (0, 1000),
     "scales": (0.1, 10),
     "background_power": (0.01, 100),
     "iterations": (0, 1000),
     "gaussian_sxy": (0.1, 1000),
     "gaussian_compat": (0, 1000),
-    "bilateral_sxy": (0.1, 1000),
-    "bilateral_srgb": (0.1, 1000),
+    "bilateral_sxy": (0.5, 1000),
+    "bilateral_srgb": (0.5, 1000),
     "bilateral_compat": (0, 1000),
     "points_per_side": (1, 256),
     "max_points": (1, math.inf),
@@ -281,7 +385,21 @@ def checked(config: ConfigT) -> ConfigT:
         if name in _MULTIPLES and value % step:
             near = max(1, round(value / step)) * step
             raise InputError(f"{kind} {name} = {value}: must be a multiple of {step}; use {near}")
+    if isinstance(config, ClassifierConfig):
+        _check_branches(config)
     return config
+
+
+def _check_branches(config: ClassifierConfig) -> None:
+    on_refined = config.consistency > 0 and config.consistency_on == "refined"
+    if (config.cross > 0 or on_refined) and not config.affinity:
+        what = "cross" if config.cross > 0 else 'consistency_on = "refined"'
+        raise InputError(f"classifier {what} needs the refined maps: set affinity = true")
+    if config.affinity and not (config.cross > 0 or on_refined):
+        raise InputError(
+            "classifier affinity = true, but nothing teaches it: set cross = 1, "
+            'or consistency = 1 with consistency_on = "refined"'
+        )
 
 
 def fingerprint(*parts: object) -> str:
@@ -302,8 +420,16 @@ def with_options(config: ConfigT, **options: Any) -> ConfigT:
     return checked(replace(config, **{name: v for name, v in options.items() if v is not None}))
 
 
-def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> ConfigT:
+def from_table(
+    kind: type[ConfigT], table: Mapping[str, Any], source: str, base: ConfigT | None = None
+) -> ConfigT:
     """Build a configuration from a TOML table.
+
+    Args:
+        kind: which configuration.
+        table: the keys that are set.
+        source: what errors call the table.
+        base: where the other keys come from; the defaults if None.
 
     Raises:
         InputError: an unknown key, or a value of the wrong type or out of range.
@@ -318,12 +444,13 @@ def from_table(kind: type[ConfigT], table: Mapping[str, Any], source: str) -> Co
         if get_origin(known[key]) is Literal and value not in get_args(known[key]):
             raise InputError(f"{what} = {value!r} is none of {', '.join(get_args(known[key]))}")
         values[key] = _like(getattr(default, key), value, what)
-    return checked(kind(**values))
+    return checked(replace(default if base is None else base, **values))
 
 
 def _like(example: object, value: object, what: str) -> object:
-    if isinstance(example, tuple) and isinstance(value, list) and value:
-        return tuple(_like(example[0], item, what) for item in value)
+    if isinstance(example, tuple) and isinstance(value, list) and (value or not example):
+        # What may be empty by default is a list of whole numbers.
+        return tuple(_like(example[0] if example else 0, item, what) for item in value)
     if isinstance(example, float) and type(value) is int:
         return float(value)
     if type(value) is not type(example):
@@ -360,14 +487,19 @@ class Settings:
             checked(getattr(self, name))
 
     @classmethod
-    def load(cls, path: Path | None) -> Settings:
+    def load(cls, path: Path | None, recipe: str | None = None) -> Settings:
         """Read a TOML file; None gives the defaults.
 
+        Args:
+            path: the file.
+            recipe: of ``RECIPES``, what the classifier's settings are where the file does not set
+                them; None takes the one that the file names.
+
         Raises:
-            InputError: no such file, no TOML, or an unknown table or key.
+            InputError: no such file, no TOML, or an unknown table, key or recipe.
         """
         if path is None:
-            return cls()
+            return cls(classifier=_recipe(recipe or "modern", "recipe"))
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -377,9 +509,18 @@ class Settings:
                 raise InputError(
                     f"{path}: unknown table [{name}]; the tables are {', '.join(SECTIONS)}"
                 )
+        classifier = tables.setdefault("classifier", {})
+        named = classifier.pop("recipe", "modern")
+        bases = {"classifier": _recipe(recipe or named, f"{path} [classifier]: recipe")}
         return cls(
             **{  # type: ignore[arg-type]  # each table gives the dataclass of its own name
-                name: from_table(SECTIONS[name], table, f"{path} [{name}]")
+                name: from_table(SECTIONS[name], table, f"{path} [{name}]", bases.get(name))
                 for name, table in tables.items()
             }
         )
+
+
+def _recipe(name: object, source: str) -> ClassifierConfig:
+    if not isinstance(name, str) or name not in RECIPES:
+        raise InputError(f"{source} = {name!r} is none of {', '.join(RECIPES)}")
+    return RECIPES[name]

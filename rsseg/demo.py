@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from affine import Affine
@@ -15,7 +14,7 @@ from pyproj import CRS
 
 from rsseg.api import evaluate, export, predict, pseudo_label, tag, tile, train
 from rsseg.classes import Classes
-from rsseg.config import Settings, TileConfig, TrainConfig, with_options
+from rsseg.config import Proposals, Settings, TileConfig, TrainConfig, with_options
 from rsseg.errors import InputError
 from rsseg.grid import Grid
 from rsseg.io.classmap import ClassRaster
@@ -70,7 +69,7 @@ def run_demo(
     *,
     size: int = 1024,
     seed: int = 0,
-    proposals: Literal["sam", "superpixels"] | None = None,
+    proposals: Proposals | None = None,
     sam: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -174,7 +173,7 @@ def _classes() -> Classes:
 
 
 def _settings(
-    proposals: Literal["sam", "superpixels"] | None,
+    proposals: Proposals | None,
     sam: str | None,
     device: str,
     progress: Progress,

@@ -26,6 +26,14 @@ class ProposalKind(StrEnum):
 
     SAM = "sam"
     SUPERPIXELS = "superpixels"
+    NONE = "none"
+
+
+class RecipeName(StrEnum):
+    """Configurations of the classifier that have a name."""
+
+    MODERN = "modern"
+    PAPER = "paper"
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
@@ -144,6 +152,12 @@ LastStep = Annotated[Until, typer.Option(help="Stop after this step.")]
 ExportTo = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Also write the last step's layer as a GeoTIFF."),
+]
+Recipe = Annotated[
+    RecipeName | None,
+    typer.Option(
+        show_default="modern", help="How the classifier is trained where --config does not say."
+    ),
 ]
 PointsPerSide = Annotated[
     int | None,

@@ -311,6 +311,7 @@ WRONG = {
     "pseudo-label site.zarr --proposals sam": "no SAM weights at hand",
     "pseudo-label site.zarr --sam nowhere.pt --proposals sam": "nowhere.pt",
     "pseudo-label site.zarr --until lunch": "--until",
+    "pseudo-label site.zarr --recipe soup": "--recipe",
     "pseudo-label site.zarr --config nowhere.toml": "nowhere.toml",
     "pseudo-label site.zarr --export here.tif": "is an input of this run",
     "pseudo-label site.zarr --export model.pt": "ends in .tif",

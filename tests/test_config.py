@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from rsseg.config import (
+    RECIPES,
     SECTIONS,
     CamConfig,
+    ClassifierConfig,
     CrfConfig,
     Settings,
     TileConfig,
@@ -19,6 +21,7 @@ from rsseg.config import (
     with_options,
 )
 from rsseg.errors import InputError
+from rsseg.options import RecipeName
 
 FIELDS = [(kind, field.name) for kind in SECTIONS.values() for field in fields(kind)]
 
@@ -32,6 +35,8 @@ def other(value):
             return value + 1
         case str():
             return value + "x"
+        case ():
+            return (1,)
         case tuple():
             return value[:-1]
     raise AssertionError(value)
@@ -113,6 +118,26 @@ def test_a_file_changes_what_it_names(tmp_path):
     assert settings.crf == CrfConfig()
 
 
+def test_a_recipe_is_what_a_table_starts_from(tmp_path):
+    assert load(tmp_path, "[classifier]\nhidden = 8").classifier == ClassifierConfig(hidden=8)
+    text = '[classifier]\nhidden = 8\nrecipe = "paper"\naffinity_strides = []'
+    paper = replace(RECIPES["paper"], hidden=8, affinity_strides=())
+    assert load(tmp_path, text).classifier == paper
+    # What the command line says wins over the file's recipe, not over its other keys.
+    modern = Settings.load(tmp_path / "run.toml", "modern").classifier
+    assert modern == ClassifierConfig(hidden=8)
+    load(tmp_path, "[cam]\nflips = false")
+    both = Settings.load(tmp_path / "run.toml", "paper")
+    assert (both.classifier, both.cam.flips) == (RECIPES["paper"], False)
+    assert Settings.load(None, "paper") == Settings(classifier=RECIPES["paper"])
+    with pytest.raises(InputError, match=r"recipe = 'papers' is none of modern, paper"):
+        Settings.load(None, "papers")
+
+
+def test_recipes_are_those_of_the_command_line():
+    assert [one.value for one in RecipeName] == list(RECIPES)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,6 +146,10 @@ def test_a_file_changes_what_it_names(tmp_path):
         ("tile = 3", "unknown table"),
         ("[tile]\nsise = 3", "unknown key 'sise'; the keys are size, overlap"),
         ('[tile]\nsize = "256"', "size = '256' is not a int"),
+        ('[classifier]\nrecipe = "x"', r"\[classifier\]: recipe = 'x' is none of modern, paper"),
+        ("[classifier]\nrecipe = 1", "recipe = 1 is none of"),
+        ("[classifier]\naffinity_strides = [8.5]", r"affinity_strides = 8\.5 is not a int"),
+        ("[cam]\nscales = []", r"scales = \[\] is not a tuple"),
         ("[tile]\nsize = 256.0", r"size = 256\.0 is not a int"),
         ("[tile]\nsize = true", "size = True is not a int"),
         ("[cam]\nflips = 1", "flips = 1 is not a bool"),

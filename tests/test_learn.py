@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from rsseg.api import tile
+from rsseg.api import pseudo_label, tile
+from rsseg.bands import Bands
 from rsseg.classes import Classes
-from rsseg.config import ClassifierConfig, TileConfig, TrainConfig
-from rsseg.errors import RunError
-from rsseg.learn.data import Batches, LabelWindows, TagWindows
-from rsseg.learn.fit import WARM_UP, Schedule, fit, poly
+from rsseg.config import ClassifierConfig, Settings, TileConfig, TrainConfig
+from rsseg.errors import InputError, RunError
+from rsseg.learn.data import Batches, LabelWindows, TagWindows, _colour_jittered
+from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.objective import two_speed_groups
 from rsseg.learn.supervised import SupervisedObjective
 from rsseg.learn.tags import TagObjective
@@ -202,18 +204,102 @@ def test_nodata_is_not_learnt(tmp_path):
     assert (label[10:] == 1).all()
 
 
+COLOURS = Bands(
+    (1, 2, 3),
+    "uint8",
+    (90.0, 110.0, 70.0),
+    (60.0, 50.0, 40.0),
+    (0, 1, 2),
+    (20.0,) * 3,
+    (200.0,) * 3,
+)
+
+
+def pixels_of(normal, bands):
+    mean, std = (np.array(v)[:, None, None] for v in (bands.mean, bands.std))
+    return normal * std + mean
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_colour_jitter_keeps_to_the_papers_bounds(seed):
+    image = np.broadcast_to(np.linspace(60, 120, 64, dtype=np.float32).reshape(8, 8), (3, 8, 8))
+    normal = COLOURS.normalise(image, np.ones((8, 8), bool))
+    changed = _colour_jittered(normal, COLOURS, np.random.default_rng(seed))
+    assert changed.dtype == np.float32
+    grey = pixels_of(changed, COLOURS)
+    # A grey image has neither saturation nor hue; brightness and contrast are linear.
+    np.testing.assert_allclose(grey, np.broadcast_to(grey[:1], grey.shape), atol=0.2)
+    slope = np.polyfit(image[0].ravel(), grey[0].ravel(), 1)[0]
+    assert 0.7**2 <= slope <= 1.3**2
+    assert 0.69 <= grey.mean() / image.mean() <= 1.31
+    again = _colour_jittered(normal, COLOURS, np.random.default_rng(seed))
+    assert_array_equal(again, changed)
+
+
+def test_colour_jitter_turns_hues_a_little():
+    red = np.zeros((3, 4, 4), np.float32)
+    red[0] = 200
+    hues = set()
+    for seed in range(20):
+        normal = COLOURS.normalise(red, np.ones((4, 4), bool))
+        rng = np.random.default_rng(seed)
+        r, g, b = pixels_of(_colour_jittered(normal, COLOURS, rng), COLOURS)[:, 0, 0]
+        assert r > max(g, b)
+        hues.add(int(np.sign(round(float(g - b)))))
+    assert hues >= {-1, 1}
+
+
+def test_colour_jitter_knows_the_order_of_bands():
+    reverse = replace(COLOURS, mean=COLOURS.mean[::-1], std=COLOURS.std[::-1], rgb=(2, 1, 0))
+    image = noise((3, 8, 8)).astype(np.float32)
+    one = COLOURS.normalise(image, np.ones((8, 8), bool))
+    straight, reversed_ = (
+        _colour_jittered(values, bands, np.random.default_rng(4))
+        for values, bands in ((one, COLOURS), (one[::-1], reverse))
+    )
+    assert_array_equal(straight, reversed_[::-1])
+
+
+def test_windows_are_jittered_as_told(tmp_path):
+    raster = write_raster(tmp_path / "a.tif", noise((3, 64, 64)))
+    classes = Classes.from_names(["x", "y"])
+    site = tile([raster], tmp_path / "s.zarr", classes, config=TileConfig(48, 1 / 3))
+    tiling = site.scenes["a"].tiling.merged(2, 0)
+    tags = {"a": np.ones((2, 2, 2), np.int8)}
+    samples = [
+        TagWindows(site, {"a": list(tiling)}, tags, 8, 0, jitter) for jitter in ("bands", "colour")
+    ]
+    bands, colour = (windows[0, 0]["image"] for windows in samples)
+    assert not torch.equal(bands, colour)
+    assert torch.equal(samples[0][-1, 0]["image"], samples[1][-1, 0]["image"])
+    pixels = pixels_of(colour.numpy(), site.bands)
+    assert -1 < pixels.min() <= pixels.max() < 256
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+def test_colour_jitter_of_other_imagery_is_refused(tmp_path, bands):
+    raster = write_raster(tmp_path / "a.tif", noise((bands, 64, 64)))
+    classes = Classes.from_names(["x", "y"])
+    tile([raster], tmp_path / "s.zarr", classes, config=TileConfig(48, 1 / 3))
+    settings = Settings(classifier=ClassifierConfig(jitter="colour"))
+    with pytest.raises(InputError, match=f"needs three bands.* the site has {bands}; use jitter"):
+        pseudo_label(tmp_path / "s.zarr", settings=settings)
+
+
 # --- Rates ---------------------------------------------------------------------------------------
 
 
-@given(total=st.integers(1, 5000), share=st.floats(0, 1))
-def test_poly(total, share):
+@given(total=st.integers(1, 5000), share=st.floats(0, 1), warm_up=st.sampled_from([0.0, 0.05, 0.5]))
+@pytest.mark.parametrize("decay", ["poly", "cosine"])
+def test_the_rate_rises_and_then_falls(total, share, warm_up, decay):
+    schedule = Schedule(1, 0, 2, 0, decay=decay, warm_up=warm_up)
     step = min(total - 1, int(share * total))
-    decay = (1 - step / total) ** 0.9
-    warm = max(1, round(total * WARM_UP))
-    expected = decay if step + 1 >= warm else (step + 1) / warm * decay
-    assert poly(step, total) == pytest.approx(expected)
-    assert 0 < poly(step, total) <= 1
-    assert poly(total, total) == 0
+    rest = {"poly": (1 - step / total) ** 0.9, "cosine": np.cos(np.pi * step / total / 2) ** 2}
+    warm = max(1, round(total * warm_up))
+    expected = rest[decay] if step + 1 >= warm else (step + 1) / warm * rest[decay]
+    assert schedule.rate(step, total) == pytest.approx(expected)
+    assert 0 < schedule.rate(step, total) <= 1
+    assert schedule.rate(total, total) == 0
 
 
 def test_the_optimiser_has_what_the_configuration_says():

@@ -32,9 +32,9 @@ from rsseg.config import (
 from rsseg.grid import Tile, Window
 from rsseg.io.layers import LayerSpec
 from rsseg.io.masks import SceneObjects
-from rsseg.nets.checkpoint import Card, save_checkpoint
+from rsseg.nets.checkpoint import Card, Checkpoint, save_checkpoint
 from rsseg.nets.classifier import Classifier
-from rsseg.ops.cam import competitive_pool, with_background
+from rsseg.ops.cam import competitive_pool, normalise, with_background
 from rsseg.ops.maskpack import PackedMasks
 from rsseg.ops.objects import Objects
 from rsseg.ops.segments import Masks, superpixels
@@ -98,10 +98,20 @@ def full(*values):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    return classifier_file(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def refining(tmp_path_factory):
+    return classifier_file(tmp_path_factory, affinity=True, cross=1.0)
+
+
+def classifier_file(tmp_path_factory, **options):
     torch.manual_seed(0)
-    config = ClassifierConfig("test_efficientnet", "none", (8,), hidden=4)
+    config = ClassifierConfig("test_efficientnet", "none", (8,), hidden=4, **options)
     path = tmp_path_factory.mktemp("classifier") / "c.safetensors"
     network = Classifier(config, 3, 3)
+    torch.manual_seed(2)
     for head in network.heads:
         torch.nn.init.normal_(head[-1].weight)
     card = Card("classifier", config, Classes.from_names(["a", "b", "other", "c"]), BANDS)
@@ -109,13 +119,14 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def cam_stage(checkpoint, **config):
-    return CamStage(checkpoint, CamConfig(**config), CPU, 2, 8, (0, 1, 3))
+def cam_stage(checkpoint, scores="minmax", **config):
+    return CamStage(checkpoint, CamConfig(scores, **config), CPU, 2, 8, (0, 1, 3))
 
 
+@pytest.mark.parametrize("scores", ["minmax", "softmax"])
 @pytest.mark.parametrize("absent", [0, 1, 3])
-def test_a_class_that_is_absent_has_no_cam(checkpoint, absent):
-    stage = cam_stage(checkpoint)
+def test_a_class_that_is_absent_has_no_cam(checkpoint, absent, scores):
+    stage = cam_stage(checkpoint, scores)
     allowed = np.arange(4) != absent
     (cam,) = stage([tile_of(tuple(allowed))])
     assert (cam.shape, cam.dtype) == ((3, 4, 4), np.uint8)
@@ -142,11 +153,74 @@ def test_what_was_not_measured_has_no_cam(checkpoint):
     assert cam[..., 2:].any()
 
 
-def test_flipping_the_tile_flips_the_cam(checkpoint):
+def test_shares_are_a_softmax_over_what_the_tags_allow(checkpoint):
+    """Logits of all views are averaged first; negative ones count as well."""
+    tile = tile_of((True, True, True, False))
+    (cam,) = cam_stage(checkpoint, "softmax", flips=True)([tile])
+    network = Checkpoint(checkpoint, "classifier").classifier()
+    image = torch.from_numpy(BANDS.normalise(tile.image, tile.valid))[None]
+    with torch.inference_mode():
+        logits = (network(image) + network(image.flip(-1)).flip(-1)) / 2
+    with_background = torch.cat([logits[:, :2], torch.zeros_like(logits[:, :1])], dim=1)
+    expected = with_background.softmax(dim=1)[0, :2, 2:-2, 2:-2].numpy()
+    assert np.abs(cam[:2] / 255 - expected).max() < 0.01
+    assert not cam[2].any()
+
+
+@pytest.mark.parametrize("scores", ["minmax", "softmax"])
+def test_flipping_the_tile_flips_the_cam(checkpoint, scores):
     image = noise((3, SIDE, SIDE))
-    stage = cam_stage(checkpoint, scales=(1.0, 0.5), flips=True)
+    stage = cam_stage(checkpoint, scores, scales=(1.0, 0.5), flips=True)
     straight, mirrored = stage([tile_of((True,) * 4, i) for i in (image, image[..., ::-1].copy())])
     assert np.abs(straight.astype(int) - mirrored[..., ::-1]).max() <= 1
+
+
+def test_the_stage_reads_refined_maps_unless_told_otherwise(refining, checkpoint):
+    tile = tile_of((True,) * 4)
+    (cam,), (unrefined,) = (cam_stage(refining, refined=one)([tile]) for one in (True, False))
+    (plain,) = cam_stage(checkpoint)([tile])  # of the same weights, but for the affinity
+    assert not np.array_equal(cam, plain)
+    assert np.array_equal(unrefined, plain)
+
+
+def test_refined_maps_turn_with_the_tile_and_keep_to_the_tags(refining):
+    image = noise((3, SIDE, SIDE))
+    tiles = [tile_of((False, True, True, True), i) for i in (image, image[..., ::-1].copy())]
+    straight, mirrored = cam_stage(refining, scales=(1.0, 0.5))(tiles)
+    assert np.abs(straight.astype(int) - mirrored[..., ::-1]).max() <= 1
+    assert not straight[0].any()
+    assert straight[1:].any()
+
+
+def test_a_class_that_is_not_allowed_seeds_no_refined_map(refining):
+    """The strongest class of a cell must not keep it from the classes that may be there."""
+    stage = cam_stage(refining, scales=(1.0,), flips=False)
+    network = Checkpoint(refining, "classifier").classifier()
+    tile = tile_of((False, True, True, True))
+    image = torch.from_numpy(BANDS.normalise(tile.image, tile.valid))[None]
+    allowed = torch.tensor([False, True, True])[None, :, None, None].expand(1, 3, 8, 8)
+    with torch.inference_mode():
+        refined = network.refined(image, allowed)[1][0].numpy()
+    (cam,) = stage([tile])
+    expected = normalise(refined, allowed[0].numpy())[:, 2:-2, 2:-2]
+    assert np.abs(cam / 255 - expected).max() < 0.01
+
+
+def test_what_was_not_measured_gives_refined_maps_nothing(refining):
+    """Its share of the mean is left out, not counted as 0."""
+    stage = cam_stage(refining, scales=(1.0,), flips=False)
+    network = Checkpoint(refining, "classifier").classifier()
+    valid = np.ones((SIDE, SIDE), bool)
+    valid[: SIDE // 2] = False
+    tile = tile_of((True,) * 4, valid=valid)
+    (cam,) = stage([tile])
+    measured = torch.from_numpy(valid[4::8, 4::8])[None, None]
+    image = torch.from_numpy(BANDS.normalise(tile.image, valid))[None]
+    allowed = measured.expand(1, 3, 8, 8)
+    with torch.inference_mode():
+        refined = network.refined(image, allowed, measured.float())[1][0].numpy()
+    expected = normalise(refined, allowed[0].numpy())[:, 2:-2, 2:-2]
+    assert np.abs(cam / 255 - expected).max() < 0.01
 
 
 def test_a_changed_classifier_is_loaded_anew(checkpoint, tmp_path):

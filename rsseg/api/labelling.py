@@ -31,7 +31,7 @@ from rsseg.nets.weights import find, listing
 from rsseg.progress import SILENT, Progress
 from rsseg.run import run
 from rsseg.stages.cam import CamStage
-from rsseg.stages.crf import CrfStage
+from rsseg.stages.crf import CrfStage, require_engine
 from rsseg.stages.objects import number_objects
 from rsseg.stages.sam import LabelStage, MaskStage
 
@@ -70,9 +70,12 @@ def pseudo_label(
         InputError: no tags, no SAM weights, or polygons that do not meet the site.
     """
     settings.check()
+    if until != "cam":
+        require_engine(settings.crf)
     opened = Site(site)
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
+    _check_jitter(opened, settings.classifier)
     chain = _Chain.plan(opened, settings, aoi)
     weights = _sam_weights(settings, sam, until, progress)
     checkpoint = _classifier(chain, where, progress)
@@ -94,15 +97,18 @@ def pseudo_label(
         opened.bands,
         len(opened.classes),
         opened.classes.background,
-        settings.cam.background_power,
+        settings.cam.background_power if settings.cam.scores == "minmax" else None,
+        where,
     )
     crf_key = fingerprint(settings.crf, cam_key)
     run(crf, opened, crf_key, chain.mixed, workers=count, progress=progress)
     if until == "crf":
         return opened
-    masks_key, objects_key = _objects(
-        chain, settings.proposals, weights, str(where), count, progress
-    )
+    masks_key = objects_key = None
+    if settings.proposals.proposals != "none":
+        masks_key, objects_key = _objects(
+            chain, settings.proposals, weights, str(where), count, progress
+        )
     overlap = settings.proposals.overlap
     labels = LabelStage(
         crf_key, masks_key, objects_key, settings.labels, overlap, opened.classes.background
@@ -110,6 +116,14 @@ def pseudo_label(
     labels_key = fingerprint(settings.labels, overlap, crf_key, objects_key, chain.area_key)
     run(labels, opened, labels_key, chain.tagged, workers=1, progress=progress)
     return opened
+
+
+def _check_jitter(site: Site, config: ClassifierConfig) -> None:
+    if config.jitter == "colour" and sorted(site.bands.rgb) != [*range(len(site.bands))]:
+        raise InputError(
+            f'{site.path}: jitter = "colour" needs three bands, red, green and blue; the site has '
+            f'{len(site.bands)}; use jitter = "bands"'
+        )
 
 
 @dataclass(frozen=True)
@@ -244,7 +258,7 @@ def _areas(scenes: Mapping[str, Scene], aoi: Path) -> dict[str, Area]:
 def _sam_weights(
     settings: Settings, sam: str | None, until: Until, progress: Progress
 ) -> Path | None:
-    if settings.proposals.proposals == "superpixels" or until != "sam":
+    if settings.proposals.proposals != "sam" or until != "sam":
         return None
     if sam is not None:
         return find(sam)
@@ -299,7 +313,16 @@ def _fit_classifier(
         site.classes.background is not None,
     )
     train, held_back = (_tag_windows(chain, held) for held in (False, True))
-    schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
+    schedule = Schedule(
+        config.epochs,
+        config.min_steps,
+        config.batch_size,
+        config.seed,
+        config.optimiser,
+        config.momentum,
+        config.schedule,
+        config.warm_up,
+    )
     fit(objective, train, held_back, schedule, work, device, progress, "classifier")
     return network
 
@@ -315,5 +338,5 @@ def _tag_windows(chain: _Chain, validation: bool) -> TagWindows:
         name: [tile for tile in tiling if len(_tags_under(site.scenes[name], masked[name], tile))]
         for name, tiling in chain.tilings.items()
     }
-    cell = chain.config.cell
-    return TagWindows(site, windows, masked, cell, chain.config.seed)
+    config = chain.config
+    return TagWindows(site, windows, masked, config.cell, config.seed, config.jitter)

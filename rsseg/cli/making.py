@@ -43,6 +43,7 @@ from rsseg.options import (
     Proposals,
     Quiet,
     Rasters,
+    Recipe,
     Rgb,
     Sam,
     SiteOut,
@@ -158,6 +159,7 @@ def pseudo_label(
     proposals: Proposals = None,
     sam: Sam = None,
     points_per_side: PointsPerSide = None,
+    recipe: Recipe = None,
     config: Config = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -172,7 +174,7 @@ def pseudo_label(
     with open_console(context, quiet, verbose) as console:
         if proposals == ProposalKind.SAM:
             sam = sam_at_hand(sam)
-        settings = Settings.load(config)
+        settings = Settings.load(config, None if recipe is None else recipe.value)
         chosen = with_options(
             settings.proposals,
             proposals=None if proposals is None else proposals.value,

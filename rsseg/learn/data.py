@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from rsseg.bands import Bands
 from rsseg.classes import IGNORE
+from rsseg.config import Jitter
 from rsseg.grid import Grid, Tile, Window
 from rsseg.io.labels import LabelSource
 from rsseg.io.site import Scene, Site
@@ -69,6 +71,7 @@ class TagWindows(Dataset[dict[str, Tensor]]):
         tags: scene name → (rows, cols, K) tags to learn from; -1 where there are none.
         cell: pixels per CAM cell.
         seed: of the augmentation.
+        jitter: ``bands``, or ``colour`` for imagery whose three bands are red, green and blue.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class TagWindows(Dataset[dict[str, Tensor]]):
         tags: Mapping[str, NDArray[np.int8]],
         cell: int,
         seed: int,
+        jitter: Jitter = "bands",
     ) -> None:
         self._site = site
         self._items = [(name, tile) for name, tiles in windows.items() for tile in tiles]
         self._tags = tags
         self._cell = cell
         self._seed = seed
+        self._jitter = jitter
 
     def __len__(self) -> int:
         return len(self._items)
@@ -99,7 +104,7 @@ class TagWindows(Dataset[dict[str, Tensor]]):
         if epoch >= 0:
             rng = np.random.default_rng((self._seed, epoch, index))
             turns, mirrored = _orientation(rng)
-            normal = _jittered(_oriented(normal, turns, mirrored), rng)
+            normal = self._jittered(_oriented(normal, turns, mirrored), rng)
             weight = _oriented(weight, turns, mirrored)
             tags = np.moveaxis(_oriented(np.moveaxis(tags, -1, 0), turns, mirrored), 0, -1)
         return {
@@ -107,6 +112,13 @@ class TagWindows(Dataset[dict[str, Tensor]]):
             "weight": _tensor(weight),
             "tags": _tensor(tags),
         }
+
+    def _jittered(
+        self, image: NDArray[np.float32], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        if self._jitter == "colour":
+            return _colour_jittered(image, self._site.bands, rng)
+        return _jittered(image, rng)
 
     def _tags_of(self, name: str, tile: Tile) -> NDArray[np.int8]:
         core = self._site.core
@@ -209,6 +221,39 @@ def _jittered(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[n
     gain = rng.uniform(0.8, 1.25) * rng.uniform(0.95, 1.05, bands)
     offset = rng.uniform(-0.25, 0.25) + rng.uniform(-0.08, 0.08, bands)
     return (image * gain + offset).astype(np.float32)
+
+
+def _colour_jittered(
+    image: NDArray[np.float32], bands: Bands, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Change brightness, contrast and saturation by up to 0.3 and hue by up to 0.1 (SAN §4.3).
+
+    A normalised (3, H, W) image in the order of its bands is brought to [0, 1], for which these are
+    defined, and back: 8-bit values by their own range, others by that of the 8-bit view.
+    """
+    from torchvision.transforms.v2 import functional
+
+    order = list(bands.rgb)
+    mean, std = (np.asarray(v, np.float32)[order, None, None] for v in (bands.mean, bands.std))
+    eight_bit = bands.dtype == "uint8"
+    low, high = (
+        np.asarray(v, np.float32)[:, None, None]
+        for v in (((0,) * 3, (255,) * 3) if eight_bit else (bands.low, bands.high))
+    )
+    span = np.maximum(high - low, np.float32(1e-12))
+    colours = torch.from_numpy(((image[order] * std + mean - low) / span).clip(0, 1))
+    steps = (
+        (functional.adjust_brightness, rng.uniform(0.7, 1.3)),
+        (functional.adjust_contrast, rng.uniform(0.7, 1.3)),
+        (functional.adjust_saturation, rng.uniform(0.7, 1.3)),
+        (functional.adjust_hue, rng.uniform(-0.1, 0.1)),
+    )
+    for index in rng.permutation(len(steps)):
+        change, amount = steps[index]
+        colours = change(colours, amount)
+    changed = np.empty_like(image)
+    changed[order] = (colours.numpy() * span + low - mean) / std
+    return changed
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:

@@ -18,45 +18,64 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rsseg.config import Decay, Optimiser
 from rsseg.errors import RunError
 from rsseg.io.files import replacing
 from rsseg.learn.data import Batches
 from rsseg.learn.objective import Batch, Objective
+from rsseg.nets.depthwise import widen_depthwise
 from rsseg.nets.device import halving, training_precision
 from rsseg.progress import Progress, Step
 
 METRICS = "metrics.csv"
 POLY_POWER = 0.9
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises to its peak."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in what order to train.
+    """How long, in what order and at which rate to train.
 
     Args:
         epochs: passes over the training samples; 0 = as many as make ``min_steps``.
         min_steps: optimiser steps at the least, when ``epochs`` is 0.
         batch_size: samples per step.
         seed: of order, augmentation and dropout.
+        optimiser: ``adamw`` or ``sgd``.
+        momentum: of the gradient: SGD's, or AdamW's first beta.
+        decay: how the rate falls over the steps, ``poly`` or ``cosine``.
+        warm_up: share of the steps in which the rate rises to its peak.
     """
 
     epochs: int
     min_steps: int
     batch_size: int
     seed: int
+    optimiser: Optimiser = "adamw"
+    momentum: float = 0.9
+    decay: Decay = "poly"
+    warm_up: float = 0.05
 
     def total_epochs(self, steps_per_epoch: int) -> int:
         """Return the number of epochs."""
         return self.epochs or math.ceil(self.min_steps / steps_per_epoch)
 
+    def rate(self, step: int, total: int) -> float:
+        """Return the factor of the learning rate at step s of S: linear warm-up, times the decay.
 
-def poly(step: int, total: int) -> float:
-    """Return the factor of the learning rate at a step: linear warm-up, then (1 - s/S)^0.9."""
-    warm = max(1, round(total * WARM_UP))
-    rest: float = (1 - min(step, total) / total) ** POLY_POWER
-    return min(1.0, (step + 1) / warm) * rest
+        ``poly`` is (1 - s/S)^0.9 (SAN §4.3), ``cosine`` (1 + cos(pi s/S)) / 2.
+        """
+        warm = max(1, round(total * self.warm_up))
+        done = min(step, total) / total
+        rest: float = (1 - done) ** POLY_POWER
+        if self.decay == "cosine":
+            rest = (1 + math.cos(math.pi * done)) / 2
+        return min(1.0, (step + 1) / warm) * rest
+
+    def build_optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimiser of parameter groups, which say their rate and weight decay."""
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(groups, momentum=self.momentum)
+        return torch.optim.AdamW(groups, betas=(self.momentum, 0.999))
 
 
 def fit(
@@ -113,6 +132,8 @@ def _fit(
     epochs = schedule.total_epochs(len(batches))
     last = work / "last.ckpt"
     total = epochs * len(batches)
+    if device.type == "cpu":
+        widen_depthwise(objective.network)
     with progress.step(label, total, "steps") as step:
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
@@ -131,7 +152,7 @@ def _fit(
             num_sanity_val_steps=0,
         )
         trainer.fit(
-            _Loop(objective, batches, total, schedule.seed),
+            _Loop(objective, batches, total, schedule, progress),
             # A generator of its own: the loader would draw from the one that dropout draws from, at
             # another moment when a training is resumed.
             DataLoader(train, batch_sampler=batches, generator=torch.Generator()),
@@ -153,18 +174,26 @@ def _validation_loader(
 class _Loop(LightningModule):
     """Lightning's view of an objective; all that is random is drawn from (seed, epoch)."""
 
-    def __init__(self, objective: Objective, batches: Batches, total: int, seed: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        total: int,
+        schedule: Schedule,
+        progress: Progress,
+    ) -> None:
         super().__init__()
         self.network = objective.network.to(memory_format=torch.channels_last)
         self._objective = objective
         self._batches = batches
         self._total = total
-        self._seed = seed
+        self._schedule = schedule
+        self._progress = progress
 
     def on_train_epoch_start(self) -> None:
         # Dropout too: an interrupted training ends like an undisturbed one.
         self._batches.epoch = self.current_epoch
-        torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
+        torch.manual_seed(self._schedule.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self._objective.loss(batch)
@@ -176,6 +205,10 @@ class _Loop(LightningModule):
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        for message in self._objective.warnings():
+            self._progress.warn(message)
+
     def validation_step(self, batch: Batch, _: int) -> None:
         self._objective.validate(batch)
 
@@ -183,9 +216,9 @@ class _Loop(LightningModule):
         self.log_dict(self._objective.validation_scores())
 
     def configure_optimizers(self) -> Any:
-        optimiser = torch.optim.AdamW(self._objective.parameter_groups())
+        optimiser = self._schedule.build_optimiser(self._objective.parameter_groups())
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: poly(step, self._total)
+            optimiser, lambda step: self._schedule.rate(step, self._total)
         )
         return {
             "optimizer": optimiser,

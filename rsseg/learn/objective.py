@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ class Objective(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """Return the scalar training loss."""
 
+    def warnings(self) -> Sequence[str]:
+        """Return what the user should know of the epoch that ends, a line each."""
+
     def validate(self, batch: Batch) -> None:
         """Take note of how a held-back batch comes out."""
 
@@ -33,7 +36,7 @@ class Objective(Protocol):
 def two_speed_groups(
     network: nn.Module, slow: list[nn.Parameter], lr: float, factor: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Return parameter groups in which pretrained parameters learn more slowly.
+    """Return parameter groups in which pretrained parameters learn more slowly, frozen ones not.
 
     Args:
         network: all parameters.
@@ -45,6 +48,8 @@ def two_speed_groups(
     slow_ids = {id(parameter) for parameter in slow}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
         rate = lr * factor if id(parameter) in slow_ids else lr
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -49,8 +49,10 @@ def multi_scale(
     scales: Sequence[float],
     flips: bool,
     output_size: tuple[int, int],
+    *,
+    positive: bool = True,
 ) -> Tensor:
-    """Return the sum of the positive CAMs over image scales and horizontal flips.
+    """Return the mean of the (positive) CAMs over image scales and horizontal flips.
 
     Flipping the image flips the result where ``flips`` is on, whatever the network.
 
@@ -60,30 +62,66 @@ def multi_scale(
         scales: factors of the image's size, each > 0; shrinking is antialiased.
         flips: add the mirrored image's CAM, mirrored back.
         output_size: (h, w) of the result.
+        positive: take the positive part of each CAM; False takes CAMs as they are.
 
     Returns:
-        (B, K, h, w) float, at least 0, bilinear (pixel corners aligned as rasters are).
+        (B, K, h, w) float, bilinear (pixel corners aligned as rasters are).
 
     Source: SAN section 4.3 (scales and flips of PSA, CVPR 2018).
     """
+
+    def seen(view: Tensor) -> Tensor:
+        cam = forward(view)
+        return cam.relu() if positive else cam
+
     total: Tensor | None = None
     for scale in scales:
         scaled = _rescaled(image, scale)
-        cam = forward(scaled).relu()
+        cam = seen(scaled)
         if flips:
-            cam = cam + forward(scaled.flip(-1)).relu().flip(-1)
-        cam = _resized(cam, output_size)
+            cam = (cam + seen(scaled.flip(-1)).flip(-1)) / 2
+        cam = resized(cam, output_size)
         total = cam if total is None else total + cam
     assert total is not None, "no scales"
-    return total
+    return total / len(scales)
 
 
-def with_background(cam: NDArray[np.float32], power: float, position: int) -> NDArray[np.float32]:
-    """Insert the background's score (1 - max_c CAM_c)^power as a class of its own.
+def shares(
+    cam: NDArray[np.float32], present: NDArray[np.bool_], *, background: bool
+) -> NDArray[np.float32]:
+    """Return the share of each class in a cell: softmax over the classes that may be there.
+
+    What classes that compete were trained to say (`competitive_pool`). Nothing is stretched, so a
+    class that the tags allow but that is hardly there gets no cells for it, as it does by `normalise`.
+
+    Args:
+        cam: (K, h, w) float32, logits.
+        present: (K,) or (K, h, w) bool, the classes in the label, as for `normalise`.
+        background: whether cells may belong to no class; that class's CAM is 0 everywhere.
+
+    Returns:
+        (K, h, w) float32 in [0, 1]. Over the classes they sum to 1, with a background to at most 1;
+        all are 0 where no class is present.
+    """
+    mask = present[:, None, None] if present.ndim == 1 else present
+    mask = np.broadcast_to(mask, cam.shape)
+    logits = np.where(mask, cam, np.float32(-np.inf))
+    highest = logits.max(axis=0, initial=0 if background else -np.inf)
+    highest = np.where(np.isfinite(highest), highest, np.float32(0))
+    powers = np.exp(logits - highest)
+    total = powers.sum(axis=0) + (np.exp(-highest) if background else 0)
+    return np.where(mask, powers / np.where(total > 0, total, 1), 0).astype(np.float32)
+
+
+def with_background(
+    cam: NDArray[np.float32], power: float | None, position: int
+) -> NDArray[np.float32]:
+    """Insert the background's score as a class of its own.
 
     Args:
         cam: (K, H, W) float32 in [0, 1], the foreground classes, K >= 1.
-        power: exponent > 0; a larger one suppresses the background.
+        power: exponent > 0 of (1 - max_c CAM_c)^power; a larger one suppresses the background. None
+            is for shares of cells: the background has the rest, 1 - sum_c CAM_c.
         position: index that the background gets among the K + 1 classes.
 
     Returns:
@@ -91,7 +129,8 @@ def with_background(cam: NDArray[np.float32], power: float, position: int) -> ND
 
     Source: SAN eq. 9, on pixels instead of segments.
     """
-    background = (1 - np.clip(cam.max(axis=0), 0, 1)) ** np.float32(power)
+    taken = cam.sum(axis=0) if power is None else cam.max(axis=0)
+    background = (1 - np.clip(taken, 0, 1)) ** np.float32(1 if power is None else power)
     return np.insert(cam, position, background.astype(np.float32), axis=0)
 
 
@@ -185,11 +224,11 @@ def _extreme(
 
 def _rescaled(image: Tensor, scale: float) -> Tensor:
     height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
-    return _resized(image, (height, width), antialias=scale < 1)
+    return resized(image, (height, width), antialias=scale < 1)
 
 
-def _resized(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Return (B, C, H, W) at another size; the same tensor where the size is the same."""
+def resized(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Return (B, C, H, W) at another size, bilinear; the same tensor where the size is the same."""
     from torch.nn.functional import interpolate
 
     if image.shape[-2:] == size:

@@ -140,7 +140,9 @@ def overlap_filter(proposals: Masks, *, t_overlap: float = 0.3) -> NDArray[np.in
     return kept
 
 
-def class_scores(proposals: Masks, posterior: NDArray[np.float32]) -> NDArray[np.float32]:
+def class_scores(
+    proposals: Masks, posterior: NDArray[np.float32], *, stretch: bool = True
+) -> NDArray[np.float32]:
     """Class score of each proposal: mean posterior inside it, min-max over proposals (SAN eq. 8).
 
     Where there is nothing to normalise by (one proposal, or a class that is the same in all of
@@ -149,6 +151,7 @@ def class_scores(proposals: Masks, posterior: NDArray[np.float32]) -> NDArray[np
     Args:
         proposals: N proposals of (H, W).
         posterior: (K, H, W) float32 in [0, 1], the refined map M* of each class.
+        stretch: False leaves the min-max out: the mean itself is the score.
 
     Returns:
         (N, K) float32 in [0, 1].
@@ -158,7 +161,7 @@ def class_scores(proposals: Masks, posterior: NDArray[np.float32]) -> NDArray[np
     # One mask at a time: all of them as float32 would be 4 N H W bytes.
     total = np.array([m.ravel().astype(np.float32) @ maps for m in proposals.masks], np.float32)
     mean = total.reshape(count, len(posterior)) / np.maximum(proposals.areas(), 1)[:, None]
-    if count == 0:
+    if count == 0 or not stretch:
         return mean.astype(np.float32)
     low, high = mean.min(axis=0), mean.max(axis=0)
     flat = high - low < _FLAT

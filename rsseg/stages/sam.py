@@ -184,6 +184,9 @@ class LabelStage:
         labels: NDArray[np.uint8],
         present: NDArray[np.intp],
     ) -> NDArray[np.uint8]:
+        if not self.config.stretch:  # the posterior has the background's own share
+            scores = class_scores(masks, posterior[present], stretch=False)
+            return assign(masks, scores, labels, ids=present.astype(np.uint8))
         foreground = present[present != self.background]
         scores = class_scores(masks, posterior[foreground])
         ids = foreground

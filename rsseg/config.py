@@ -47,9 +47,7 @@ class ClassifierConfig:
     """The image-level classifier whose class activation maps (CAM) seed the pseudo-labels.
 
     The defaults make a fine-grained CAM; ``strides = [16]``, ``hidden = 0`` and
-    ``pooling = "mean"`` make the plain one of the papers (global average pooling). One key more,
-    ``recipe``, says what the others are by default: ``modern`` is this table, ``paper`` SAN's
-    siamese affinity network on ResNet38-d.
+    ``pooling = "mean"`` make the plain one of the papers (global average pooling).
 
     Args:
         backbone: ``efficientnet_lite0`` (weights come with the installation), ``resnet38d`` (the
@@ -134,37 +132,6 @@ class ClassifierConfig:
     def two_branches(self) -> bool:
         """Whether a second view of every window is looked at in training."""
         return self.consistency > 0 or self.cross > 0
-
-
-RECIPES: dict[str, ClassifierConfig] = {
-    "modern": ClassifierConfig(),
-    "paper": ClassifierConfig(
-        backbone="resnet38d",
-        strides=(8,),
-        frozen_blocks=1,
-        freeze_bn=True,
-        hidden=0,
-        pooling="mean",
-        batch_size=16,
-        optimiser="sgd",
-        warm_up=0.0,
-        lr=1e-2,
-        backbone_lr_factor=0.1,
-        weight_decay=5e-4,
-        dropout=0.5,
-        jitter="colour",
-        affinity=True,
-        affinity_strides=(8, 8),
-        consistency=1.0,
-        cross=1.0,
-    ),
-}
-"""Classifiers by name: the default, and SAN's as its section 4.3 and its relatives' code say.
-
-SAN's rate of 0.01 for the backbone comes from code in which the weight decay stood in the place of
-SGD's momentum; with a true momentum of 0.9 the backbone has a tenth of that, and new layers ten
-times the backbone's. SAN says nothing of the number of epochs.
-"""
 
 
 @dataclass(frozen=True)
@@ -471,7 +438,11 @@ SECTIONS: dict[str, type[Config]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All configurations of a run; what ``--config FILE.toml`` fills in, one table for each."""
+    """All configurations of a run; what ``--config FILE.toml`` fills in, one table for each.
+
+    The file's first key may be ``recipe``, which says what is not set in it: ``modern`` (these
+    defaults) or ``paper`` (SAN's siamese affinity network on ResNet38-d).
+    """
 
     tile: TileConfig = TileConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -491,36 +462,74 @@ class Settings:
         """Read a TOML file; None gives the defaults.
 
         Args:
-            path: the file.
-            recipe: of ``RECIPES``, what the classifier's settings are where the file does not set
-                them; None takes the one that the file names.
+            path: the file; its first key may be ``recipe``.
+            recipe: of ``RECIPES``, what is not set in the file; None takes the one it names.
 
         Raises:
             InputError: no such file, no TOML, or an unknown table, key or recipe.
         """
         if path is None:
-            return cls(classifier=_recipe(recipe or "modern", "recipe"))
+            return _recipe(recipe or "modern", "recipe")
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: not a readable TOML file ({error})") from error
+        named = tables.pop("recipe", "modern")
+        base = _recipe(recipe or named, f"{path}: recipe")
         for name, table in tables.items():
             if name not in SECTIONS or not isinstance(table, dict):
                 raise InputError(
                     f"{path}: unknown table [{name}]; the tables are {', '.join(SECTIONS)}"
                 )
-        classifier = tables.setdefault("classifier", {})
-        named = classifier.pop("recipe", "modern")
-        bases = {"classifier": _recipe(recipe or named, f"{path} [classifier]: recipe")}
-        return cls(
-            **{  # type: ignore[arg-type]  # each table gives the dataclass of its own name
-                name: from_table(SECTIONS[name], table, f"{path} [{name}]", bases.get(name))
+        return replace(
+            base,
+            **{
+                name: from_table(SECTIONS[name], table, f"{path} [{name}]", getattr(base, name))
                 for name, table in tables.items()
-            }
+            },
         )
 
 
-def _recipe(name: object, source: str) -> ClassifierConfig:
+RECIPES: dict[str, Settings] = {
+    "modern": Settings(),
+    "paper": Settings(
+        classifier=ClassifierConfig(
+            backbone="resnet38d",
+            strides=(8,),
+            frozen_blocks=1,
+            freeze_bn=True,
+            hidden=0,
+            pooling="mean",
+            batch_size=16,
+            optimiser="sgd",
+            warm_up=0.0,
+            lr=1e-2,
+            backbone_lr_factor=0.1,
+            weight_decay=5e-4,
+            dropout=0.5,
+            jitter="colour",
+            affinity=True,
+            affinity_strides=(8, 8),
+            consistency=1.0,
+            cross=1.0,
+        ),
+        cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
+        crf=CrfConfig(bilateral_sxy=80.0, bilateral_compat=10.0),
+        proposals=ProposalConfig(prompting="grid"),
+        labels=LabelConfig(stretch=True),
+        train=TrainConfig(encoder="resnet50"),
+    ),
+}
+"""Settings by name: the default, and SAN's as its section 4.3 and its relatives' code say.
+
+SAN's rate of 0.01 for the backbone comes from code in which the weight decay stood in the place of
+SGD's momentum; with a true momentum of 0.9 the backbone has a tenth of that, and new layers ten
+times the backbone's. SAN says nothing of the number of epochs, nor of the CRF and of SAM's grid;
+those are of SEAM, PSA and FMA-WSSS.
+"""
+
+
+def _recipe(name: object, source: str) -> Settings:
     if not isinstance(name, str) or name not in RECIPES:
         raise InputError(f"{source} = {name!r} is none of {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -30,7 +30,7 @@ class ProposalKind(StrEnum):
 
 
 class RecipeName(StrEnum):
-    """Configurations of the classifier that have a name."""
+    """Settings that have a name."""
 
     MODERN = "modern"
     PAPER = "paper"
@@ -155,8 +155,13 @@ ExportTo = Annotated[
 ]
 Recipe = Annotated[
     RecipeName | None,
+    typer.Option(show_default="modern", help="Whose settings hold where --config does not say."),
+]
+LabellingModel = Annotated[
+    Path | None,
     typer.Option(
-        show_default="modern", help="How the classifier is trained where --config does not say."
+        metavar="FILE",
+        help="Go by a segmenter trained on these labels instead of the classifier: self-training.",
     ),
 ]
 PointsPerSide = Annotated[

@@ -12,7 +12,7 @@ from helpers import Listener
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from rsseg.config import RECIPES, ClassifierConfig, checked
+from rsseg.config import RECIPES, ClassifierConfig, Settings, checked
 from rsseg.errors import InputError
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.tags import TagObjective, _Collapse
@@ -448,15 +448,15 @@ def test_new_layers_learn_faster_than_the_backbone():
 
 
 def test_the_papers_recipe():
-    paper = RECIPES["paper"]
-    assert checked(paper) == paper
+    RECIPES["paper"].check()
+    paper = RECIPES["paper"].classifier
     assert (paper.batch_size, paper.momentum, paper.weight_decay) == (16, 0.9, 5e-4)
     assert paper.two_branches
     schedule = Schedule(1, 0, 16, 0, decay=paper.schedule, warm_up=paper.warm_up)
     assert [schedule.rate(s, 100) for s in range(100)] == pytest.approx(
         [(1 - s / 100) ** 0.9 for s in range(100)]
     )
-    assert RECIPES["modern"] == ClassifierConfig()
+    assert RECIPES["modern"] == Settings()
     assert not ClassifierConfig().two_branches
 
 

@@ -24,7 +24,7 @@ from rsseg.io.vector import Area, split_layer
 from rsseg.learn.data import TagWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.tags import TagObjective
-from rsseg.nets.checkpoint import Card, save_checkpoint
+from rsseg.nets.checkpoint import Card, Checkpoint, save_checkpoint
 from rsseg.nets.classifier import Classifier
 from rsseg.nets.device import default_batch_size, pick_device
 from rsseg.nets.weights import find, listing
@@ -34,6 +34,8 @@ from rsseg.stages.cam import CamStage
 from rsseg.stages.crf import CrfStage, require_engine
 from rsseg.stages.objects import number_objects
 from rsseg.stages.sam import LabelStage, MaskStage
+from rsseg.stages.segmenter import SegmenterStage
+from rsseg.stages.stage import Stage
 
 Until = Literal["cam", "crf", "sam"]
 
@@ -44,6 +46,7 @@ def pseudo_label(
     settings: Settings = Settings(),  # noqa: B008  # frozen
     until: Until = "sam",
     sam: str | None = None,
+    model: str | Path | None = None,
     aoi: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -52,11 +55,15 @@ def pseudo_label(
 ) -> Site:
     """Make the layer ``labels`` of a tagged site; each step is kept in the site and resumed.
 
+    With a ``model`` that ``train`` made from such labels, its scores take the place of the CAMs: a
+    round of self-training, after which ``train`` learns once more.
+
     Args:
         site: the tagged site.
         settings: of classifier, CAM, CRF, proposals and labels.
         until: the last step: ``cam`` and ``crf`` make only those layers.
         sam: SAM's weights, by registry name or path; None takes those at hand.
+        model: a segmenter's checkpoint; None goes by the image-level classifier.
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.
         batch_size: windows at a time for the CAMs; by default what suits the device.
@@ -67,7 +74,8 @@ def pseudo_label(
         The site.
 
     Raises:
-        InputError: no tags, no SAM weights, or polygons that do not meet the site.
+        InputError: no tags, no SAM weights, a model of other classes or bands, or polygons that
+            do not meet the site.
     """
     settings.check()
     if until != "cam":
@@ -76,28 +84,32 @@ def pseudo_label(
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
     _check_jitter(opened, settings.classifier)
+    if model is not None:
+        _check_model(opened, Path(model))
     chain = _Chain.plan(opened, settings, aoi)
     weights = _sam_weights(settings, sam, until, progress)
-    checkpoint = _classifier(chain, where, progress)
-    cam = CamStage(
-        checkpoint,
-        settings.cam,
-        where,
-        batch_size or default_batch_size(where) // 2,
-        settings.classifier.cell,
-        opened.classes.foreground,
-    )
-    cam_key = fingerprint(settings.cam, checkpoint.stem)
-    run(cam, opened, cam_key, chain.mixed, workers=1, progress=progress)
+    seeds: Stage
+    at_once = batch_size or default_batch_size(where) // 2
+    if model is None:
+        checkpoint = _classifier(chain, where, progress)
+        cell, foreground = settings.classifier.cell, opened.classes.foreground
+        seeds = CamStage(checkpoint, settings.cam, where, at_once, cell, foreground)
+        cam_key = fingerprint(settings.cam, checkpoint.stem)
+    else:
+        path, flips = Path(model), settings.cam.flips
+        seeds = SegmenterStage(path, flips, where, at_once, opened.classes.foreground)
+        cam_key = fingerprint(describe_source(path), flips)
+    run(seeds, opened, cam_key, chain.mixed, workers=1, progress=progress)
     if until == "cam":
         return opened
+    stretched = model is None and settings.cam.scores == "minmax"
     crf = CrfStage(
         cam_key,
         settings.crf,
         opened.bands,
         len(opened.classes),
         opened.classes.background,
-        settings.cam.background_power if settings.cam.scores == "minmax" else None,
+        settings.cam.background_power if stretched else None,
         where,
     )
     crf_key = fingerprint(settings.crf, cam_key)
@@ -116,6 +128,21 @@ def pseudo_label(
     labels_key = fingerprint(settings.labels, overlap, crf_key, objects_key, chain.area_key)
     run(labels, opened, labels_key, chain.tagged, workers=1, progress=progress)
     return opened
+
+
+def _check_model(site: Site, model: Path) -> None:
+    """Raise InputError where a segmenter is not of the site's classes and bands."""
+    card = Checkpoint(model, "segmenter").card
+    if card.classes.names != site.classes.names:
+        raise InputError(
+            f"{model}: knows the classes {', '.join(card.classes.names)}, but {site.path} has "
+            f"{', '.join(site.classes.names)}; give a model that was trained on this site"
+        )
+    if len(card.bands) != len(site.bands):
+        raise InputError(
+            f"{model}: needs {len(card.bands)} bands, but {site.path} has {len(site.bands)}; "
+            "give a model that was trained on this site"
+        )
 
 
 def _check_jitter(site: Site, config: ClassifierConfig) -> None:

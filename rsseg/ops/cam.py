@@ -91,8 +91,8 @@ def shares(
 ) -> NDArray[np.float32]:
     """Return the share of each class in a cell: softmax over the classes that may be there.
 
-    What classes that compete were trained to say (`competitive_pool`). Nothing is stretched, so a
-    class that the tags allow but that is hardly there gets no cells for it, as it does by `normalise`.
+    What classes that compete were trained to say (`competitive_pool`). By `normalise`, a class that
+    the tags allow wins cells even where it is hardly there; here nothing is stretched.
 
     Args:
         cam: (K, h, w) float32, logits.

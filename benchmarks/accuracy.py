@@ -152,7 +152,8 @@ def measure(bench: Bench, rows: Sequence[Row], units: Sequence[Unit]) -> None:
     if "rows" in units or "labels" in units:
         for row in rows:
             for seed in seeds_of(row, bench.protocol, bench.part):
-                bench.row(row, seed, map_too="rows" in units)
+                again = row.map_once and seed != bench.protocol.seeds[0]
+                bench.row(row, seed, map_too="rows" in units and not again)
     if "cost" in units:
         measure_cost(bench)
     if "pictures" in units:

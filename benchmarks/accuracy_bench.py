@@ -76,11 +76,13 @@ class Bench:
     def row(self, row: Row, seed: int, *, map_too: bool = True) -> None:
         """Measure pseudo-labels and map of a row."""
         settings = settings_of(row, self.protocol, seed)
-        state = self._state(state_of_labels(settings))
+        model = self.model(f"{row.on} {seed}") if row.again else None
+        label = partial(self.label, settings, model)
+        state = self._state(f"{state_of_labels(settings)} {row.on if row.again else ''}")
         key = f"{row.name} {seed}"
-        self._need("labels", key, partial(self.labels, settings), state)
+        self._need("labels", key, partial(self.labels, label), state)
         if map_too:
-            self._model(key, settings.train, partial(self.label, settings), state)
+            self._model(key, settings.train, label, state)
 
     def control(self, control: Control, seed: int) -> None:
         """Measure the map of a candidate for the control."""
@@ -163,20 +165,21 @@ class Bench:
         (self.out / self.part).mkdir(exist_ok=True)
         return site
 
-    def label(self, settings: Settings) -> Site:
+    def label(self, settings: Settings, model: Path | None = None) -> Site:
         """Return the site with the pseudo-labels of settings, made now where they are not there."""
         return pseudo_label(
             self.site().path,
             settings=settings,
             sam=None if self.sam is None else str(self.sam),
+            model=model,
             device=self.device,
             workers=self.protocol.workers,
             progress=self.progress,
         )
 
-    def labels(self, settings: Settings) -> dict[str, Any]:
+    def labels(self, label: Callable[[], Site]) -> dict[str, Any]:
         """Make pseudo-labels and count their pixels by true and given class."""
-        site = self.label(settings)
+        site = label()
         read = LayerLabels(site)
         classes = self.data.classes
         pairs = (

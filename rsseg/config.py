@@ -236,10 +236,12 @@ class LabelConfig:
             unlabelled (255), so that the segmenter does not learn from them.
         stretch: whether the segments' scores are stretched by minimum and maximum over the
             segments of a window (eq. 8, 9); else their mean posterior decides.
+        purity: least score of a segment's best class; other segments are left to the CRF.
     """
 
     background_power: float = 1.0
-    stretch: bool = True
+    stretch: bool = False
+    purity: float = 0.8
     min_confidence: float = 0.0
 
 
@@ -324,9 +326,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_area": (0, math.inf),
     "superpixel_scale": (1, math.inf),
     "superpixel_min_area": (1, math.inf),
-    **dict.fromkeys(
-        ("max_share", "score", "whole_score", "stability", "nms", "join", "min_confidence"), (0, 1)
-    ),
+    **dict.fromkeys(("max_share", "score", "whole_score", "stability", "nms", "join"), (0, 1)),
+    **dict.fromkeys(("min_confidence", "purity"), (0, 1)),
 }
 """Least and largest value of settings, by name; the same in every configuration."""
 
@@ -516,7 +517,7 @@ RECIPES: dict[str, Settings] = {
         cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
         crf=CrfConfig(bilateral_sxy=80.0, bilateral_compat=10.0),
         proposals=ProposalConfig(prompting="grid"),
-        labels=LabelConfig(stretch=True),
+        labels=LabelConfig(stretch=True, purity=0.0),
         train=TrainConfig(encoder="resnet50"),
     ),
 }

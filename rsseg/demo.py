@@ -81,8 +81,8 @@ def run_demo(
         folder: where everything goes.
         size: side of the orthophoto, pixels of 0.3 m; at least 512.
         seed: another seed is another place.
-        proposals: ``sam`` or ``superpixels``; by default SAM on a GPU where its weights are at
-            hand, else superpixels.
+        proposals: ``sam``, ``superpixels`` or ``none``; by default SAM on a GPU where its weights
+            are at hand, else superpixels.
         sam: SAM's weights, by registry name or path.
         device: where networks run.
         overwrite: replace what an earlier demo left in the folder.

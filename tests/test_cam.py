@@ -122,6 +122,87 @@ def test_background_takes_its_position(position):
     assert (full.argmax(axis=0) == position).all()
 
 
+def softmax_of(cam, background):
+    """torch's softmax over the classes, of which the background (last, left out) has CAM 0."""
+    logits = torch.from_numpy(cam)
+    if background:
+        logits = torch.cat([logits, torch.zeros_like(logits[:1])])
+    return logits.softmax(dim=0)[: len(cam)].numpy()
+
+
+@given(seed=st.integers(0, 99), scale=st.sampled_from([0.1, 1.0, 30.0]), background=st.booleans())
+def test_shares_of_classes_that_are_all_there_are_torchs_softmax(seed, scale, background):
+    cam = scale * random_cam(seed)
+    found = ops.shares(cam, np.ones(3, np.bool_), background=background)
+    assert (found.dtype, found.shape) == (np.float32, cam.shape)
+    np.testing.assert_allclose(found, softmax_of(cam, background), atol=1e-6)
+
+
+@given(seed=st.integers(0, 99), background=st.booleans())
+def test_an_absent_class_has_no_share_and_takes_none(seed, background):
+    cam = random_cam(seed)
+    cam[1] += 100
+    found = ops.shares(cam, np.array([True, False, True]), background=background)
+    assert not found[1].any()
+    np.testing.assert_allclose(found[[0, 2]], softmax_of(cam[[0, 2]], background), atol=1e-6)
+
+
+@given(seed=st.integers(0, 99))
+def test_shares_sum_to_1_where_a_class_is_present(seed):
+    cam, present = random_cam(seed), np.random.default_rng(seed).random((3, 5, 7)) < 0.4
+    found = ops.shares(cam, present, background=False)
+    assert not found[~present].any()
+    np.testing.assert_allclose(found.sum(axis=0), present.any(axis=0), atol=1e-6)
+
+
+def test_shares_by_hand_with_tags_of_parts():
+    cam = np.log(np.array([[[1.0, 1, 1, 1]], [[3, 3, 3, 3]]], np.float32))
+    present = np.array([[[True, True, False, False]], [[True, False, True, False]]])
+    found = [ops.shares(cam, present, background=one)[:, 0] for one in (False, True)]
+    np.testing.assert_allclose(found[0], [[1 / 4, 1, 0, 0], [3 / 4, 0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(found[1], [[1 / 5, 1 / 2, 0, 0], [3 / 5, 0, 3 / 4, 0]], atol=1e-6)
+
+
+@given(seed=st.integers(0, 99), shift=st.sampled_from([-500.0, -3.0, 7.0, 500.0]))
+def test_shares_know_logits_only_by_their_differences_without_a_background(seed, shift):
+    cam, present = random_cam(seed), np.array([True, True, False])
+    moved = cam + np.float32(shift)
+    found = ops.shares(cam, present, background=False)
+    np.testing.assert_allclose(ops.shares(moved, present, background=False), found, atol=1e-4)
+    before, after = (ops.shares(one, present, background=True) for one in (cam, moved))
+    assert (np.sign(after - before) == np.sign(shift))[:2].all()
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("value", [-1e30, -200.0, 200.0, 1e30])
+def test_no_logit_is_too_large_for_shares(value, background):
+    cam = np.array([value, value, 0], np.float32)[:, None, None]
+    rest = {True: [0, 0, 1 / 2], False: [0, 0, 1]}[background]
+    expected = [1 / 2, 1 / 2, 0] if value > 0 else rest
+    with np.errstate(all="raise", under="ignore"):
+        found = ops.shares(cam, np.ones(3, np.bool_), background=background)
+        assert not ops.shares(cam, np.zeros(3, np.bool_), background=background).any()
+    assert found.ravel() == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 99), position=st.integers(0, 3))
+def test_the_background_of_shares_has_the_rest(seed, position):
+    cam = random_cam(seed)
+    shares = ops.shares(cam, np.ones(3, np.bool_), background=True)
+    full = ops.with_background(shares, None, position)
+    assert full.dtype == np.float32
+    np.testing.assert_array_equal(np.delete(full, position, axis=0), shares)
+    np.testing.assert_allclose(full.sum(axis=0), 1, atol=1e-6)
+    zero = np.insert(cam, position, 0, axis=0)
+    np.testing.assert_allclose(full, softmax_of(zero, False), atol=1e-6)
+
+
+def test_scores_that_are_rounded_above_1_leave_the_background_nothing():
+    shares = np.array([[[0.6]], [[0.404]]], np.float32)
+    assert ops.with_background(shares, None, 0)[0].item() == 0
+    assert ops.with_background(shares, 1.0, 0)[0].item() == pytest.approx(0.4)
+
+
 def test_loss_at_zero_logits_is_ln_2():
     tags = torch.tensor([[1, 0, -1], [0, 0, 1]], dtype=torch.int8)
     assert ops.multilabel_loss(torch.zeros(2, 3), tags).item() == pytest.approx(math.log(2))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -25,9 +26,10 @@ from rich.console import Console as RichConsole
 from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.cli import app, main
-from rsseg.config import TrainConfig
+from rsseg.config import RECIPES, CrfConfig, Settings, TrainConfig
 from rsseg.console import Console, Download, Level, duration, print_table, quantity, rate
-from rsseg.demo import DemoReport
+from rsseg.demo import CLASSIFIER_STEPS, DemoReport, _settings
+from rsseg.errors import RunError
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.segmenter import build_segmenter
 from rsseg.ops.confusion import scores
@@ -224,6 +226,75 @@ def test_the_demo_ends_with_a_table(monkeypatch, capsys):
     assert all(text in shown for text in ("IoU building", "0.875", "qgis demo/ortho.tif"))
 
 
+@pytest.mark.parametrize("kind", ["superpixels", "none"])
+def test_the_demo_takes_its_proposals(monkeypatch, tmp_path, kind):
+    """With the shorter training of a first look, and nothing said of what it was told."""
+    asked = {}
+
+    def stop(site, **options):
+        asked.update(options)
+        raise RunError("enough")
+
+    for name in ("tile", "tag"):
+        monkeypatch.setattr(f"rsseg.demo.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("rsseg.demo.pseudo_label", stop)
+    noise = np.zeros((3, 512, 512), np.uint8)
+    monkeypatch.setattr("rsseg.demo.draw_orthophoto", lambda *_: (noise, noise[0]))
+    monkeypatch.setattr("rsseg.demo.gaussian_classifier", lambda *_: noise[0])
+    assert run(f"demo --out {tmp_path / 'demo'} --size 512 --device cpu --proposals {kind}") == 1
+    default = Settings()
+    short = replace(default.classifier, min_steps=CLASSIFIER_STEPS)
+    wanted = replace(default.proposals, proposals=kind)
+    assert asked["settings"] == replace(default, classifier=short, proposals=wanted)
+    assert asked["sam"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sam", "kind", "notes"),
+    [
+        (None, None, "superpixels", 1),
+        (None, "mobile_sam", "sam", 0),
+        ("none", None, "none", 0),
+        ("none", "mobile_sam", "none", 0),
+    ],
+)
+def test_what_the_demo_proposes_on_a_cpu(given, sam, kind, notes):
+    console, _, lines = shown_by()
+    assert _settings(given, sam, "cpu", console).proposals.proposals == kind
+    assert len(lines()) == notes
+
+
+def asked_of_pseudo_label(monkeypatch, text):
+    """The settings that a command line makes."""
+    asked = {}
+    monkeypatch.setattr("rsseg.api.pseudo_label", lambda *_, **options: asked.update(options))
+    succeed(text)
+    return asked
+
+
+def test_a_recipe_reaches_the_labelling(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("[crf]\niterations = 3")
+    Path("paper.toml").write_text('recipe = "paper"\n[crf]\niterations = 3')
+    paper = RECIPES["paper"]
+    three, without = replace(paper.crf, iterations=3), replace(paper.proposals, proposals="none")
+    modern = replace(Settings(), crf=CrfConfig(iterations=3))
+    for options, expected in {
+        "": Settings(),
+        "--recipe modern": Settings(),
+        "--recipe paper": paper,
+        "--recipe paper --proposals none": replace(paper, proposals=without),
+        "--recipe paper --config own.toml": replace(paper, crf=three),
+        "--config paper.toml": replace(paper, crf=three),
+        "--config paper.toml --recipe modern": modern,
+    }.items():
+        asked = asked_of_pseudo_label(monkeypatch, f"pseudo-label s.zarr {options}")
+        assert asked["settings"] == expected, options
+        assert asked["model"] is None
+    asked = asked_of_pseudo_label(monkeypatch, "pseudo-label s.zarr --model m.pt")
+    assert asked["model"] == Path("m.pt")
+
+
 def test_weights(folder, capsys):
     succeed("weights list")
     assert "mobile_sam" in capsys.readouterr().out
@@ -313,6 +384,8 @@ WRONG = {
     "pseudo-label site.zarr --until lunch": "--until",
     "pseudo-label site.zarr --recipe soup": "--recipe",
     "pseudo-label site.zarr --config nowhere.toml": "nowhere.toml",
+    "pseudo-label site.zarr --model nowhere.pt": "nowhere.pt: no such checkpoint",
+    "pseudo-label site.zarr --model four.pt": "needs 4 bands",
     "pseudo-label site.zarr --export here.tif": "is an input of this run",
     "pseudo-label site.zarr --export model.pt": "ends in .tif",
     # train

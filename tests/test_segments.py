@@ -206,6 +206,39 @@ def test_class_scores_are_means_scaled_over_the_masks() -> None:
     np.testing.assert_allclose(scores, [[0, 0], [0.5, 0], [1, 0]], atol=1e-6)
 
 
+def halves(*planes: tuple[float, float]) -> tuple[Masks, NDArray[np.float32]]:
+    """Two proposals, left and right, and posteriors that are constant in each."""
+    left = rectangle(0, 0, W // 2, H)
+    both = proposals((left, WHOLE, 1), (~left, WHOLE, 1))
+    posterior = np.stack([np.where(left, *values) for values in planes]).astype(np.float32)
+    return both, posterior
+
+
+def test_a_class_that_is_hardly_there_wins_a_segment_by_stretching_alone() -> None:
+    masks, posterior = halves((0.97, 0.92), (0.03, 0.08))
+    stretched = class_scores(masks, posterior)
+    np.testing.assert_allclose(stretched, [[1, 0], [0, 1]], atol=1e-5)
+    scores = class_scores(masks, posterior, stretch=False)
+    np.testing.assert_allclose(scores, [[0.97, 0.03], [0.92, 0.08]], atol=1e-5)
+    assert scores.dtype == np.float32
+    crf = np.full((H, W), IGNORE - 1, np.uint8)
+    assert set(assign(masks, stretched, crf).ravel()) == {0, 1}
+    assert set(assign(masks, scores, crf).ravel()) == {0}
+
+
+@given(any_proposals(), st.integers(0, 2**32 - 1))
+def test_without_stretching_scores_are_the_means_of_what_a_mask_covers(
+    masks: Masks, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    posterior = rng.dirichlet(np.ones(3), (H, W)).transpose(2, 0, 1).astype(np.float32)
+    scores = class_scores(masks, posterior, stretch=False)
+    assert (scores.shape, scores.dtype) == ((len(masks), 3), np.float32)
+    for mask, score in zip(masks.masks, scores, strict=True):
+        expected = posterior[:, mask].mean(axis=1) if mask.any() else [0, 0, 0]
+        np.testing.assert_allclose(score, expected, atol=1e-5)
+
+
 def test_one_mask_scores_its_mean() -> None:
     posterior = np.stack([np.full((H, W), 0.3), np.full((H, W), 0.7)]).astype(np.float32)
     scores = class_scores(proposals((rectangle(0, 0, 5, 5), WHOLE, 1)), posterior)

@@ -410,6 +410,51 @@ def test_the_background_takes_segments_that_no_class_wants():
     assert_array_equal(labels[0], np.arange(CORE) < CORE // 2)
 
 
+def posterior_of(*halves):
+    """Layer ``crf`` of classes that have one value left and another right, shares of 1."""
+    left = np.arange(SIDE) < SIDE // 2
+    planes = [np.broadcast_to(np.where(left, *values), (SIDE, SIDE)) for values in halves]
+    return np.rint(255 * np.stack(planes)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("background", [None, 0])
+def test_a_class_that_is_hardly_there_wins_its_best_segment_by_stretching_alone(background):
+    crf = posterior_of((0.95, 0.9), (0.05, 0.1))
+    tile = tile_of((True, True), crf=crf, objects=columns(0, CORE // 2, CORE))
+    (labels,) = label_stage("0", background, stretch=True)([tile])
+    assert_array_equal(labels[0], np.arange(CORE) >= CORE // 2)
+    (labels,) = label_stage("0", background, stretch=False)([tile])
+    assert not labels.any()
+
+
+@pytest.mark.parametrize("background", [0, 2])
+def test_without_stretching_the_background_has_its_own_share_of_a_segment(background):
+    """And not what the strongest of the classes leaves it, 0.6."""
+    crf = posterior_of((0.3, 0.3), (0.4, 0.4), (0.3, 0.3))
+    tile = tile_of((True,) * 3, crf=crf, objects=columns(0, CORE))
+    (stretched,) = label_stage("0", background, stretch=True)([tile])
+    assert set(stretched.ravel()) == {background}
+    (labels,) = label_stage("0", background, stretch=False)([tile])
+    assert set(labels.ravel()) == {1}
+
+
+def test_without_stretching_the_background_takes_the_segments_that_it_fills():
+    crf = posterior_of((0.8, 0.2), (0.2, 0.8))
+    objects = columns(0, CORE // 2, CORE)
+    for background in (0, 1, None):
+        tile = tile_of((True, True), crf=crf, objects=objects)
+        (labels,) = label_stage("0", background, stretch=False, background_power=50.0)([tile])
+        assert_array_equal(labels[0], np.arange(CORE) >= CORE // 2)
+
+
+def test_without_stretching_a_segment_has_one_label_by_its_mean():
+    """Pixels whose own posterior differs follow it, and absent classes have no say."""
+    crf = posterior_of((0.1, 0.3), (0.5, 0.5), (0.4, 0.2))
+    tile = tile_of((True, False, True), crf=crf, objects=columns(0, CORE))
+    (labels,) = label_stage("0", stretch=False)([tile])
+    assert set(labels.ravel()) == {2}
+
+
 # --- run -----------------------------------------------------------------------------------------
 
 

@@ -83,8 +83,9 @@ def pseudo_label(
     opened = Site(site)
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
-    _check_jitter(opened, settings.classifier)
-    if model is not None:
+    if model is None:
+        _check_jitter(opened, settings.classifier)
+    else:
         _check_model(opened, Path(model))
     chain = _Chain.plan(opened, settings, aoi)
     weights = _sam_weights(settings, sam, until, progress)
@@ -98,7 +99,8 @@ def pseudo_label(
     else:
         path, flips = Path(model), settings.cam.flips
         seeds = SegmenterStage(path, flips, where, at_once, opened.classes.foreground)
-        cam_key = fingerprint(describe_source(path), flips)
+        seen = [settings.classifier.window, settings.classifier.halo]
+        cam_key = fingerprint(describe_source(path), flips, seen)
     run(seeds, opened, cam_key, chain.mixed, workers=1, progress=progress)
     if until == "cam":
         return opened

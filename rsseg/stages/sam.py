@@ -170,28 +170,25 @@ class LabelStage:
             return np.where(unsure, np.uint8(IGNORE), labels)
         masks = tile.objects.masks
         masks = masks[overlap_filter(masks, t_overlap=self.overlap)]
-        painted = self._assigned(masks, posterior, labels, present)
+        scores, ids = self._scored(masks, posterior, present)
+        pure = scores.max(axis=1, initial=0) >= self.config.purity
+        masks = masks[pure]
+        painted = assign(masks, scores[pure], labels, ids=ids.astype(np.uint8))
         # A segment may reach into a core whose tags exclude its class.
         ids = np.minimum(painted, len(allowed) - 1)[None]
         labels = np.where(np.take_along_axis(allowed, ids, axis=0)[0], painted, labels)
         labels[unsure & ~masks.masks.any(axis=0)] = IGNORE
         return labels
 
-    def _assigned(
-        self,
-        masks: Masks,
-        posterior: NDArray[np.float32],
-        labels: NDArray[np.uint8],
-        present: NDArray[np.intp],
-    ) -> NDArray[np.uint8]:
+    def _scored(
+        self, masks: Masks, posterior: NDArray[np.float32], present: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Return the segments' scores (N, L), and which class each column is."""
         if not self.config.stretch:  # the posterior has the background's own share
-            scores = class_scores(masks, posterior[present], stretch=False)
-            return assign(masks, scores, labels, ids=present.astype(np.uint8))
+            return class_scores(masks, posterior[present], stretch=False), present
         foreground = present[present != self.background]
         scores = class_scores(masks, posterior[foreground])
-        ids = foreground
-        if self.background is not None and len(masks):
-            rest = background_score(scores, alpha=self.config.background_power)
-            scores = np.column_stack([scores, rest])
-            ids = np.append(foreground, self.background)
-        return assign(masks, scores, labels, ids=ids.astype(np.uint8))
+        if self.background is None:
+            return scores, foreground
+        rest = background_score(scores, alpha=self.config.background_power)
+        return np.column_stack([scores, rest]), np.append(foreground, self.background)

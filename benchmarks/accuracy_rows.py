@@ -178,7 +178,7 @@ BEYOND = (
     ),
     Row("competing + CRF", "competing classes", {"crf": {"iterations": 10}}, every_seed=True),
     Row("competing + CRF + SAM", "competing + CRF", {"proposals": {"proposals": "sam"}}),
-    Row("competing + CRF, again", "competing + CRF", again=True),
+    Row("competing + CRF again", "competing + CRF", again=True),
 )
 """What the paper does not have: classes that compete for cells, whose shares are taken as they are
 and not stretched; segments that are painted only where the posterior agrees; self-training."""

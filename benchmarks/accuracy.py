@@ -33,8 +33,8 @@ from accuracy_bench import Bench
 from accuracy_cost import cost
 from accuracy_data import DataSet, Part, central, chips, data_set, dubai, reduced, thinned
 from accuracy_rows import FINAL, PROTOCOLS, ROWS, Protocol, Row, seeds_of, settings_of
-from accuracy_tables import Table, machine
-from kept import Results
+from accuracy_tables import Table
+from kept import Results, machine
 
 from rsseg.config import fingerprint
 from rsseg.console import Console

@@ -77,48 +77,47 @@ class Protocol:
     workers: int | None = None
 
 
-PROTOCOLS = {
-    "cpu": Protocol(
-        name="cpu",
-        side=256,
-        window=256,
-        every=3,
-        largest=2048,
-        classifier_steps=200,
-        segmenter_steps=120,
-        batch_size=6,
-        encoder="efficientnet_lite0",
-        weights="auto",
-        arch="deeplabv3plus",
-        seeds=(0, 1, 2),
-        sam="mobile_sam",
-        controls=(
-            *(Control(lr, 120) for lr in (1e-3, 3e-3)),
-            Control(1e-3, 240),
-        ),
-        device="cpu",
+CPU = Protocol(
+    name="cpu",
+    side=256,
+    window=256,
+    every=3,
+    largest=2048,
+    classifier_steps=200,
+    segmenter_steps=120,
+    batch_size=6,
+    encoder="efficientnet_lite0",
+    weights="auto",
+    arch="deeplabv3plus",
+    seeds=(0, 1, 2),
+    sam="mobile_sam",
+    controls=(*(Control(lr, 120) for lr in (1e-3, 3e-3)), Control(1e-3, 240)),
+    device="cpu",
+)
+"""For two cores: some units take minutes, all of them two hours."""
+
+FULL = replace(
+    CPU,
+    name="full",
+    side=512,
+    window=512,
+    every=1,
+    largest=0,
+    classifier_steps=4000,
+    segmenter_steps=8000,
+    batch_size=16,
+    controls=(
+        *(Control(lr, 8000) for lr in (3e-4, 1e-3, 3e-3)),
+        *(Control(lr, 16000) for lr in (1e-3, 3e-3)),
     ),
-    "full": Protocol(
-        name="full",
-        side=512,
-        window=512,
-        every=1,
-        largest=0,
-        classifier_steps=4000,
-        segmenter_steps=8000,
-        batch_size=16,
-        encoder="efficientnet_lite0",
-        weights="auto",
-        arch="deeplabv3plus",
-        seeds=(0, 1, 2),
-        sam="mobile_sam",
-        controls=(
-            *(Control(lr, 8000) for lr in (3e-4, 1e-3, 3e-3)),
-            *(Control(lr, 16000) for lr in (1e-3, 3e-3)),
-        ),
-        device="auto",
-    ),
-}
+    device="auto",
+)
+"""For a GPU."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (CPU, FULL)}
+
+HALO = 16
+"""Pixels of context around the tiles of scenes for the classifier."""
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Section of the settings → key → value, as in rsseg's TOML."""
@@ -221,7 +220,7 @@ def settings_of(
     if not protocol.sam and settings.proposals.proposals == "sam":
         settings = changed(settings, {"proposals": {"proposals": "superpixels"}})
     backbone = {
-        "halo": 16,
+        "halo": HALO,
         "backbone": protocol.encoder,
         "weights": protocol.weights,
         "min_steps": protocol.classifier_steps,

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from datetime import date
-from typing import Any
 
 import numpy as np
-import torch
 from accuracy_data import DataSet, Part
 from accuracy_rows import FINAL, FLOOR, ROWS, Control, Protocol, Row, seeds_of
 from kept import Results
 
-from rsseg import __version__
 from rsseg.ops.confusion import Scores, scores
 
 NONE = "–"
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what ran where and when."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "machine": name,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "rsseg": __version__,
-        "date": date.today().isoformat(),
-    }
 
 
 class Table:

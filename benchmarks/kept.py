@@ -1,13 +1,19 @@
-"""Results of a benchmark that are kept, so that it can go on where it was interrupted."""
+"""Results of a benchmark, kept so that it can go on where it was interrupted; and its machine."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+
+from rsseg import __version__
 
 
 class Results:
@@ -43,3 +49,16 @@ class Results:
     def of(self, prefix: str) -> list[dict[str, Any]]:
         """Return the units whose names begin with this."""
         return [unit for name, unit in self.units.items() if name.startswith(prefix)]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what ran where and when."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "machine": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rsseg": __version__,
+        "date": date.today().isoformat(),
+    }

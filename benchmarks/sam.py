@@ -24,6 +24,7 @@ from typing import Any
 import sam_labels
 import sam_profile
 import sam_tables
+from kept import machine
 from sam_bench import Bench
 from sam_generators import Way, state, timed
 from sam_tiles import BenchTile, Dataset, datasets, limited
@@ -146,7 +147,7 @@ def remember(bench: Bench, given: argparse.Namespace) -> None:
         "device": str(bench.device),
         "steps": given.steps,
     }
-    bench.results.need("about", lambda: about | sam_tables.machine(bench.device))
+    bench.results.need("about", lambda: about | machine(bench.device))
     if any(bench.results.units["about"][name] != value for name, value in about.items()):
         sys.exit(f"{bench.out}: has results of other settings; give a new folder")
 

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from datetime import date
-from typing import Any
 
 import numpy as np
-import torch
 from kept import Results
 from sam_generators import GRID, OFFICIAL, Way
 from sam_tiles import BenchTile, Dataset
 
-from rsseg import __version__
 from rsseg.ops.confusion import scores
 
 NONE = "–"
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what ran where and when."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "machine": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rsseg": __version__,
-        "date": date.today().isoformat(),
-    }
 
 
 def tables(results: Results, chosen: Sequence[Dataset], ways: Sequence[Way]) -> Iterator[str]:

@@ -181,8 +181,10 @@ def test_no_logit_is_too_large_for_shares(value, background):
     expected = [1 / 2, 1 / 2, 0] if value > 0 else rest
     with np.errstate(all="raise", under="ignore"):
         found = ops.shares(cam, np.ones(3, np.bool_), background=background)
+        two = ops.shares(cam, np.array([True, True, False]), background=background)
         assert not ops.shares(cam, np.zeros(3, np.bool_), background=background).any()
     assert found.ravel() == pytest.approx(expected)
+    assert two.ravel() == pytest.approx([0] * 3 if background and value < 0 else [0.5, 0.5, 0])
 
 
 @given(seed=st.integers(0, 99), position=st.integers(0, 3))

@@ -325,7 +325,9 @@ def test_sam_sees_several_images_at_once_on_a_gpu(monkeypatch):
 
 
 def label_stage(masks=None, background=None, **config):
-    return LabelStage("0", masks, masks, LabelConfig(**config), 0.3, background)
+    """Paints every segment, unless the configuration says which."""
+    config = LabelConfig(**{"purity": 0.0, **config})
+    return LabelStage("0", masks, masks, config, 0.3, background)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -445,6 +447,26 @@ def test_without_stretching_the_background_takes_the_segments_that_it_fills():
         tile = tile_of((True, True), crf=crf, objects=objects)
         (labels,) = label_stage("0", background, stretch=False, background_power=50.0)([tile])
         assert_array_equal(labels[0], np.arange(CORE) >= CORE // 2)
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+@pytest.mark.parametrize(("purity", "painted"), [(0.0, True), (0.69, True), (0.71, False)])
+def test_segments_that_no_class_fills_are_left_to_the_crf(purity, painted, stretch):
+    """One segment, whose score is the mean of the best class inside it: 0.7."""
+    crf = posterior_of((0.9, 0.5), (0.1, 0.5))
+    crf[:, :, -HALO - 4 :] = np.array([0, 255])[:, None, None]  # 4 of 32 columns
+    tile = tile_of((True, True), crf=crf, objects=columns(0, CORE))
+    mean = crf[0, :, HALO:-HALO].mean() / 255
+    (labels,) = label_stage("0", purity=purity + mean - 0.7, stretch=stretch)([tile])
+    expected = np.zeros(CORE) if painted else np.arange(CORE) >= CORE - 4
+    assert_array_equal(labels[0], expected)
+
+
+def test_pixels_of_segments_left_to_the_crf_can_be_unsure():
+    tile = tile_of((True, True), crf=full(140, 115), objects=columns(0, CORE))
+    for purity, label in ((0.5, 0), (0.6, 255)):
+        (labels,) = label_stage("0", purity=purity, min_confidence=0.6)([tile])
+        assert set(labels.ravel()) == {label}
 
 
 def test_without_stretching_a_segment_has_one_label_by_its_mean():

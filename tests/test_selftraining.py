@@ -39,13 +39,13 @@ CORE, HALO = 32, 16
 NAMES = ("field", "wood", "water")
 
 
-def bands_of(count=3):
+def bands_of(count=3, dtype="uint8"):
     third = (0.0,) * 3
     levels = (120.0,) * count, (60.0,) * count
-    return Bands(tuple(range(1, count + 1)), "uint8", *levels, (0, 0, 0), third, (255.0,) * 3)
+    return Bands(tuple(range(1, count + 1)), dtype, *levels, (0, 0, 0), third, (255.0,) * 3)
 
 
-def saved(path, *shares, names=NAMES, bands=3, seed=0):
+def saved(path, *shares, names=NAMES, bands=3, dtype="uint8", seed=0):
     """A segmenter that gives classes the same shares everywhere, or without them varied ones."""
     torch.manual_seed(seed)
     classes = Classes.from_names(names)
@@ -57,7 +57,7 @@ def saved(path, *shares, names=NAMES, bands=3, seed=0):
             last.weight.zero_()
             last.bias.copy_(torch.tensor(shares).log())
     config = TrainConfig(arch="tiny", window=64)
-    save_checkpoint(path, network, Card("segmenter", config, classes, bands_of(bands)))
+    save_checkpoint(path, network, Card("segmenter", config, classes, bands_of(bands, dtype)))
     return path
 
 
@@ -372,7 +372,10 @@ def wrong(folder):
     yield saved(folder / "more.pt"), "knows the classes field, wood, water, but .* field, wood;"
     turned = saved(folder / "turned.pt", names=("wood", "field"))
     yield turned, "knows the classes wood, field, but .*s.zarr has field, wood; give a model"
-    yield saved(folder / "four.pt", bands=4, **two), "needs 4 bands, but .*s.zarr has 3; give"
+    four = saved(folder / "four.pt", bands=4, **two)
+    yield four, "needs 4 bands of uint8, but .*s.zarr has 3 bands of uint8; give"
+    deep = saved(folder / "deep.pt", dtype="uint16", **two)
+    yield deep, "needs 3 bands of uint16, but .*s.zarr has 3 bands of uint8; give"
     yield folder / "gone.pt", "gone.pt: no such checkpoint"
     (folder / "text.pt").write_text("no model")
     yield folder / "text.pt", "text.pt: not a checkpoint of rsseg"

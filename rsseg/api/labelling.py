@@ -140,9 +140,10 @@ def _check_model(site: Site, model: Path) -> None:
             f"{model}: knows the classes {', '.join(card.classes.names)}, but {site.path} has "
             f"{', '.join(site.classes.names)}; give a model that was trained on this site"
         )
-    if len(card.bands) != len(site.bands):
+    needs, has = (f"{len(b)} bands of {b.dtype}" for b in (card.bands, site.bands))
+    if needs != has:
         raise InputError(
-            f"{model}: needs {len(card.bands)} bands, but {site.path} has {len(site.bands)}; "
+            f"{model}: needs {needs}, but {site.path} has {has}; "
             "give a model that was trained on this site"
         )
 

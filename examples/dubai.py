@@ -4,8 +4,7 @@ Usage: python examples/dubai.py DATA OUT
 
 DATA holds ``data/dubai``. Learns on scenes 1, 2, 5, 6 and 8 and maps scene 4, which nothing was
 chosen on. The tags are derived from the class rasters ("this tile contains water"); their outlines
-are used by the supervised control alone. Superpixels are the proposals, for on a CPU SAM takes
-hours over so many tiles. Interrupted, it goes on where it was.
+are used by the supervised control alone. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def main() -> None:
     )
     rsseg("tag", site, *(word for truth in truths for word in ("--from", truth)))
     rsseg(
-        *("pseudo-label", site, "--proposals", "superpixels", "--export", labels),
+        *("pseudo-label", site, "--export", labels),
         makes=out / "labels_scene1.tif",
     )
     for number, truth in zip(SCENES, truths, strict=True):

@@ -186,7 +186,7 @@ class ProposalConfig:
     """Class-agnostic regions from Segment Anything (SAN §3.3.1) or superpixels.
 
     Args:
-        proposals: ``sam``, ``superpixels``, or ``none``: the CRF alone makes the labels.
+        proposals: ``none`` (the CRF alone makes the labels), ``sam`` or ``superpixels``.
         window: pixels SAM should see at once, context included; small tiles are taken in blocks.
         halo: pixels of context around each window's cores, in which masks of neighbouring windows
             are recognised as one object; a multiple of 16.
@@ -207,7 +207,7 @@ class ProposalConfig:
         superpixel_min_area: smaller superpixels join a neighbour, pixels.
     """
 
-    proposals: Proposals = "sam"
+    proposals: Proposals = "none"
     window: int = 512
     halo: int = 64
     join: float = 0.5
@@ -516,7 +516,7 @@ RECIPES: dict[str, Settings] = {
         ),
         cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
         crf=CrfConfig(bilateral_sxy=80.0, bilateral_compat=10.0),
-        proposals=ProposalConfig(prompting="grid"),
+        proposals=ProposalConfig(proposals="sam", prompting="grid"),
         labels=LabelConfig(stretch=True, purity=0.0),
         train=TrainConfig(encoder="resnet50"),
     ),

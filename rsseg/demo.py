@@ -21,7 +21,6 @@ from rsseg.io.classmap import ClassRaster
 from rsseg.io.files import replacing
 from rsseg.io.mapfile import strips, write_map
 from rsseg.io.preview import class_picture, picture, preview_grid
-from rsseg.nets.device import pick_device
 from rsseg.ops.confusion import Scores
 from rsseg.ops.figure import Entry, draw_figure
 from rsseg.ops.picture import paint
@@ -81,8 +80,7 @@ def run_demo(
         folder: where everything goes.
         size: side of the orthophoto, pixels of 0.3 m; at least 512.
         seed: another seed is another place.
-        proposals: ``sam``, ``superpixels`` or ``none``; by default SAM on a GPU where its weights
-            are at hand, else superpixels.
+        proposals: ``sam``, ``superpixels`` or ``none``, the default.
         sam: SAM's weights, by registry name or path.
         device: where networks run.
         overwrite: replace what an earlier demo left in the folder.
@@ -94,7 +92,7 @@ def run_demo(
     folder = Path(folder)
     if size < 512:
         raise InputError(f"--size {size}: colour alone solves scenes that small; use 512 or more")
-    settings = _settings(proposals, sam, device, progress)
+    settings = _settings(proposals)
     _prepare(folder, {"size": size, "seed": seed}, overwrite)
     files = _Files(folder)
     classes = _classes()
@@ -172,16 +170,8 @@ def _classes() -> Classes:
     return Classes.from_dict({"classes": [{"name": n, "colour": c} for n, c in rows]})
 
 
-def _settings(
-    proposals: Proposals | None,
-    sam: str | None,
-    device: str,
-    progress: Progress,
-) -> Settings:
+def _settings(proposals: Proposals | None) -> Settings:
     settings = Settings()
-    if proposals is None and sam is None and pick_device(device).type == "cpu":
-        progress.note("superpixels serve as proposals: on a CPU, SAM would take minutes")
-        proposals = "superpixels"
     changed = with_options(settings.proposals, proposals=proposals)
     classifier = replace(settings.classifier, min_steps=CLASSIFIER_STEPS)
     return replace(settings, classifier=classifier, proposals=changed)

@@ -65,12 +65,13 @@ Aoi = Annotated[Path | None, typer.Option(metavar="FILE", help="Polygons that sa
 Proposals = Annotated[
     ProposalKind | None,
     typer.Option(
-        show_default="sam if its weights are at hand", help="Segments that sharpen the labels."
+        show_default="none, or sam with --sam",
+        help="Segments that take one class each, where the CRF is nearly sure of it.",
     ),
 ]
 Sam = Annotated[
     str | None,
-    typer.Option(metavar="NAME|FILE", help="SAM's weights: a registry name or a file."),
+    typer.Option(metavar="NAME|FILE", help="Use SAM; its weights by registry name or file."),
 ]
 
 Rasters = Annotated[

@@ -28,7 +28,7 @@ from rsseg.classes import Classes
 from rsseg.cli import app, main
 from rsseg.config import RECIPES, CrfConfig, Settings, TrainConfig
 from rsseg.console import Console, Download, Level, duration, print_table, quantity, rate
-from rsseg.demo import CLASSIFIER_STEPS, DemoReport, _settings
+from rsseg.demo import CLASSIFIER_STEPS, DemoReport
 from rsseg.errors import RunError
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.segmenter import build_segmenter
@@ -249,27 +249,33 @@ def test_the_demo_takes_its_proposals(monkeypatch, tmp_path, kind):
     assert asked["sam"] is None
 
 
-@pytest.mark.parametrize(
-    ("given", "sam", "kind", "notes"),
-    [
-        (None, None, "superpixels", 1),
-        (None, "mobile_sam", "sam", 0),
-        ("none", None, "none", 0),
-        ("none", "mobile_sam", "none", 0),
-    ],
-)
-def test_what_the_demo_proposes_on_a_cpu(given, sam, kind, notes):
-    console, _, lines = shown_by()
-    assert _settings(given, sam, "cpu", console).proposals.proposals == kind
-    assert len(lines()) == notes
-
-
 def asked_of_pseudo_label(monkeypatch, text):
     """The settings that a command line makes."""
     asked = {}
     monkeypatch.setattr("rsseg.api.pseudo_label", lambda *_, **options: asked.update(options))
     succeed(text)
     return asked
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("", "none"),
+        ("--sam SAM", "sam"),
+        ("--sam SAM --points-per-side 8", "sam"),
+        ("--sam SAM --proposals none", "none"),
+        ("--proposals superpixels", "superpixels"),
+    ],
+)
+def test_who_names_weights_of_sam_wants_sam(monkeypatch, tmp_path, given, kind):
+    weights = tmp_path / "mobile_sam.pt"
+    weights.touch()
+    asked = asked_of_pseudo_label(
+        monkeypatch, f"pseudo-label s.zarr {given.replace('SAM', str(weights))}"
+    )
+    assert asked["settings"].proposals.proposals == kind
+    if kind == "sam":
+        assert asked["sam"] == str(weights)
 
 
 def test_a_recipe_reaches_the_labelling(monkeypatch, tmp_path):

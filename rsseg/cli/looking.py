@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rsseg.cli.shell import numbers, open_console, print_json, print_paths, share
-from rsseg.cli.weights import sam_at_hand
+from rsseg.cli.weights import segments
 from rsseg.options import (
     AsJson,
     DemoOut,
@@ -22,7 +22,6 @@ from rsseg.options import (
     MapClasses,
     Opacity,
     Overwrite,
-    ProposalKind,
     Proposals,
     Quiet,
     Rgb,
@@ -143,12 +142,13 @@ def demo(
     from rsseg.demo import run_demo
 
     with open_console(context, quiet, verbose) as console:
+        kind, weights = segments(proposals, sam)
         report = run_demo(
             out,
             size=size,
             seed=seed,
-            proposals=None if proposals is None else proposals.value,
-            sam=sam_at_hand(sam) if proposals == ProposalKind.SAM else sam,
+            proposals=kind,
+            sam=weights,
             device=device,
             overwrite=overwrite,
             progress=console,

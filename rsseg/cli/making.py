@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rsseg.cli.shell import given, numbers, open_console, print_paths, share
-from rsseg.cli.weights import sam_at_hand
+from rsseg.cli.weights import segments
 from rsseg.config import Settings, with_options
 from rsseg.errors import InputError
 from rsseg.options import (
@@ -40,7 +40,6 @@ from rsseg.options import (
     Patches,
     PointsPerSide,
     Processes,
-    ProposalKind,
     Proposals,
     Quiet,
     Rasters,
@@ -174,12 +173,11 @@ def pseudo_label(
     from rsseg.api import pseudo_label
 
     with open_console(context, quiet, verbose) as console:
-        if proposals == ProposalKind.SAM:
-            sam = sam_at_hand(sam)
+        kind, sam = segments(proposals, sam, points_per_side)
         settings = Settings.load(config, None if recipe is None else recipe.value)
         chosen = with_options(
             settings.proposals,
-            proposals=None if proposals is None else proposals.value,
+            proposals=kind,
             points_per_side=points_per_side,
             prompting=None if points_per_side is None else "grid",
         )

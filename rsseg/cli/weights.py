@@ -1,12 +1,14 @@
-"""The commands under rsseg weights, and SAM's weights for those who insist on SAM."""
+"""The commands under rsseg weights, and what segments a user wants."""
 
 from __future__ import annotations
 
 import typer
 
 from rsseg.cli.shell import open_console, print_paths
+from rsseg.config import Proposals
 from rsseg.errors import InputError
 from rsseg.options import (
+    ProposalKind,
     Quiet,
     Verbose,
     WeightName,
@@ -57,12 +59,24 @@ def weights_path(
     print_paths([find(name)])
 
 
-def sam_at_hand(sam: str | None) -> str:
-    """Return SAM's weights for a user who insists on SAM.
+def segments(
+    proposals: ProposalKind | None, sam: str | None, points_per_side: int | None = None
+) -> tuple[Proposals | None, str | None]:
+    """Return what the user wants as segments, and SAM's weights; None where they do not say.
+
+    Who names SAM's weights or points wants SAM.
 
     Raises:
-        InputError: there are none.
+        InputError: SAM is wanted and has no weights.
     """
+    if proposals is None and (sam is not None or points_per_side is not None):
+        proposals = ProposalKind.SAM
+    if proposals is None:
+        return None, sam
+    return proposals.value, _sam_at_hand(sam) if proposals == ProposalKind.SAM else sam
+
+
+def _sam_at_hand(sam: str | None) -> str:
     from rsseg.nets.weights import find, listing
 
     if sam is not None:

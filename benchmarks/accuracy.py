@@ -32,7 +32,7 @@ import accuracy_pictures
 from accuracy_bench import Bench
 from accuracy_cost import cost
 from accuracy_data import DataSet, Part, central, chips, data_set, dubai, reduced, thinned
-from accuracy_rows import FINAL, PROTOCOLS, ROWS, Protocol, Row, seeds_of, settings_of
+from accuracy_rows import PROTOCOLS, ROWS, TIMED, Protocol, Row, seeds_of, settings_of
 from accuracy_tables import Table
 from kept import Results, machine
 
@@ -176,10 +176,11 @@ def measure_control(bench: Bench) -> None:
 
 
 def measure_cost(bench: Bench) -> None:
-    """Measure what labelling costs beside its networks, with the settings of the last row."""
-    settings = settings_of(FINAL, bench.protocol)
-    unit = partial(cost, bench, settings)
-    bench.results.need("cost", unit, fingerprint(*vars(settings).values()))
+    """Measure what labelling costs beside its networks, with SAM and without."""
+    for row in TIMED:
+        settings = settings_of(row, bench.protocol)
+        unit = partial(cost, bench, settings)
+        bench.results.need(f"cost {row.name}", unit, fingerprint(*vars(settings).values()))
 
 
 def write_tables(bench: Bench) -> str:

@@ -186,6 +186,8 @@ ROWS = (*PAPER, *BEYOND)
 FLOOR = PAPER[0]
 FINAL = BEYOND[1]
 """The row that is judged against the floor and the control."""
+TIMED = (FINAL, BEYOND[2])
+"""The rows whose labelling is timed: without segments and with."""
 
 
 def named(name: str, rows: Sequence[Row] = ROWS) -> Row:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from accuracy_data import DataSet, Part
-from accuracy_rows import FINAL, FLOOR, ROWS, Control, Protocol, Row, seeds_of
+from accuracy_rows import FINAL, FLOOR, ROWS, TIMED, Control, Protocol, Row, seeds_of
 from kept import Results
 
 from rsseg.ops.confusion import Scores, scores
@@ -124,13 +124,14 @@ class Table:
         yield ""
 
     def _cost(self) -> Iterator[str]:
-        unit = self._results.units.get("cost")
-        if unit is None:
-            return
-        parts = ", ".join(f"{name} {value:.2f} s" for name, value in unit["parts"].items())
-        yield f"Labelling {unit['tiles']} tiles: {unit['seconds']:.2f} s, of which {parts};"
-        yield f"{unit['ratio']:.2f} x the networks' forwards (to be at most 1.3)."
-        yield ""
+        for row in TIMED:
+            unit = self._results.units.get(f"cost {row.name}")
+            if unit is None:
+                continue
+            parts = ", ".join(f"{name} {value:.2f} s" for name, value in unit["parts"].items())
+            yield f"{row.name}, {unit['tiles']} tiles: {unit['seconds']:.2f} s, of which {parts};"
+            yield f"{unit['ratio']:.2f} x the networks' forwards (to be at most 1.3)."
+            yield ""
 
     def _verdict(self) -> Iterator[str]:
         """The two numbers that carry thresholds, with what they come from."""

@@ -281,7 +281,7 @@ def two_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[Row, ...]:
     rows = (FLOOR, LAST)
     for module in ("accuracy", "accuracy_rows", "accuracy_tables", "accuracy_pictures"):
         __import__(module)
-        for name, value in (("ROWS", rows), ("FINAL", LAST)):
+        for name, value in (("ROWS", rows), ("FINAL", LAST), ("TIMED", (LAST,))):
             if hasattr(sys.modules[module], name):
                 monkeypatch.setattr(sys.modules[module], name, value)
     default = settings_of

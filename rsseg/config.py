@@ -441,8 +441,8 @@ SECTIONS: dict[str, type[Config]] = {
 class Settings:
     """All configurations of a run; what ``--config FILE.toml`` fills in, one table for each.
 
-    The file's first key may be ``recipe``, which says what is not set in it: ``modern`` (these
-    defaults) or ``paper`` (SAN's siamese affinity network on ResNet38-d).
+    The file's first key may be ``recipe``, which says what is not set in it: ``cover`` (these
+    defaults), ``objects`` or ``paper`` (SAN's siamese affinity network on ResNet38-d).
     """
 
     tile: TileConfig = TileConfig()
@@ -459,23 +459,24 @@ class Settings:
             checked(getattr(self, name))
 
     @classmethod
-    def load(cls, path: Path | None, recipe: str | None = None) -> Settings:
+    def load(cls, path: Path | None, recipe: str | None = None, default: str = "cover") -> Settings:
         """Read a TOML file; None gives the defaults.
 
         Args:
             path: the file; its first key may be ``recipe``.
             recipe: of ``RECIPES``, what is not set in the file; None takes the one it names.
+            default: the recipe where none is named.
 
         Raises:
             InputError: no such file, no TOML, or an unknown table, key or recipe.
         """
         if path is None:
-            return _recipe(recipe or "modern", "recipe")
+            return _recipe(recipe or default, "recipe")
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: not a readable TOML file ({error})") from error
-        named = tables.pop("recipe", "modern")
+        named = tables.pop("recipe", default)
         base = _recipe(recipe or named, f"{path}: recipe")
         for name, table in tables.items():
             if name not in SECTIONS or not isinstance(table, dict):
@@ -492,7 +493,13 @@ class Settings:
 
 
 RECIPES: dict[str, Settings] = {
-    "modern": Settings(),
+    "cover": Settings(),
+    "objects": Settings(
+        cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
+        crf=CrfConfig(bilateral_sxy=50.0, bilateral_compat=10.0),
+        proposals=ProposalConfig(proposals="sam"),
+        labels=LabelConfig(stretch=True, purity=0.0),
+    ),
     "paper": Settings(
         classifier=ClassifierConfig(
             backbone="resnet38d",
@@ -521,13 +528,19 @@ RECIPES: dict[str, Settings] = {
         train=TrainConfig(encoder="resnet50"),
     ),
 }
-"""Settings by name: the default, and SAN's as its section 4.3 and its relatives' code say.
+"""Settings by name: for land cover, where every pixel has a class; for objects before a background;
+and SAN's as its section 4.3 and its relatives' code say.
 
 SAN's rate of 0.01 for the backbone comes from code in which the weight decay stood in the place of
 SGD's momentum; with a true momentum of 0.9 the backbone has a tenth of that, and new layers ten
 times the backbone's. SAN says nothing of the number of epochs, nor of the CRF and of SAM's grid;
 those are of SEAM, PSA and FMA-WSSS.
 """
+
+
+def recipe_for(*, background: bool) -> str:
+    """Return the recipe for classes with or without a background."""
+    return "objects" if background else "cover"
 
 
 def _recipe(name: object, source: str) -> Settings:

@@ -32,7 +32,8 @@ class ProposalKind(StrEnum):
 class RecipeName(StrEnum):
     """Settings that have a name."""
 
-    MODERN = "modern"
+    COVER = "cover"
+    OBJECTS = "objects"
     PAPER = "paper"
 
 
@@ -65,7 +66,7 @@ Aoi = Annotated[Path | None, typer.Option(metavar="FILE", help="Polygons that sa
 Proposals = Annotated[
     ProposalKind | None,
     typer.Option(
-        show_default="none, or sam with --sam",
+        show_default="by recipe; sam with --sam",
         help="Segments that take one class each, where the CRF is nearly sure of it.",
     ),
 ]
@@ -156,7 +157,10 @@ ExportTo = Annotated[
 ]
 Recipe = Annotated[
     RecipeName | None,
-    typer.Option(show_default="modern", help="Whose settings hold where --config does not say."),
+    typer.Option(
+        show_default="objects if the classes have a background, else cover",
+        help="Settings that hold where --config does not say.",
+    ),
 ]
 LabellingModel = Annotated[
     Path | None,

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
@@ -249,9 +250,11 @@ def test_the_demo_takes_its_proposals(monkeypatch, tmp_path, kind):
     assert asked["sam"] is None
 
 
-def asked_of_pseudo_label(monkeypatch, text):
-    """The settings that a command line makes."""
+def asked_of_pseudo_label(monkeypatch, text, classes="wood,field"):
+    """The settings that a command line makes for a site of such classes."""
     asked = {}
+    site = SimpleNamespace(classes=Classes.parse(classes))
+    monkeypatch.setattr("rsseg.io.site.Site", lambda _: site)
     monkeypatch.setattr("rsseg.api.pseudo_label", lambda *_, **options: asked.update(options))
     succeed(text)
     return asked
@@ -284,19 +287,22 @@ def test_a_recipe_reaches_the_labelling(monkeypatch, tmp_path):
     Path("paper.toml").write_text('recipe = "paper"\n[crf]\niterations = 3')
     paper = RECIPES["paper"]
     three, without = replace(paper.crf, iterations=3), replace(paper.proposals, proposals="none")
-    modern = replace(Settings(), crf=CrfConfig(iterations=3))
+    cover = replace(Settings(), crf=CrfConfig(iterations=3))
     for options, expected in {
         "": Settings(),
-        "--recipe modern": Settings(),
+        "--recipe cover": Settings(),
+        "--recipe objects": RECIPES["objects"],
         "--recipe paper": paper,
         "--recipe paper --proposals none": replace(paper, proposals=without),
         "--recipe paper --config own.toml": replace(paper, crf=three),
         "--config paper.toml": replace(paper, crf=three),
-        "--config paper.toml --recipe modern": modern,
+        "--config paper.toml --recipe cover": cover,
     }.items():
         asked = asked_of_pseudo_label(monkeypatch, f"pseudo-label s.zarr {options}")
         assert asked["settings"] == expected, options
         assert asked["model"] is None
+    found = asked_of_pseudo_label(monkeypatch, "pseudo-label s.zarr", "other,building")
+    assert found["settings"] == RECIPES["objects"]
     asked = asked_of_pseudo_label(monkeypatch, "pseudo-label s.zarr --model m.pt")
     assert asked["model"] == Path("m.pt")
 

@@ -125,13 +125,13 @@ def test_a_recipe_is_what_a_file_starts_from(tmp_path):
     text = 'recipe = "paper"\n[classifier]\nhidden = 8\naffinity_strides = []'
     assert load(tmp_path, text) == replace(paper, classifier=changed)
     # What the command line says wins over the file's recipe, not over its other keys.
-    modern = Settings.load(tmp_path / "run.toml", "modern").classifier
-    assert modern == ClassifierConfig(hidden=8)
+    cover = Settings.load(tmp_path / "run.toml", "cover").classifier
+    assert cover == ClassifierConfig(hidden=8)
     load(tmp_path, "[cam]\nflips = false")
     both = Settings.load(tmp_path / "run.toml", "paper")
     assert both == replace(paper, cam=replace(paper.cam, flips=False))
     assert Settings.load(None, "paper") == paper
-    with pytest.raises(InputError, match=r"recipe = 'papers' is none of modern, paper"):
+    with pytest.raises(InputError, match=r"recipe = 'papers' is none of cover, objects, paper"):
         Settings.load(None, "papers")
 
 
@@ -147,7 +147,7 @@ def test_recipes_are_those_of_the_command_line():
         ("tile = 3", "unknown table"),
         ("[tile]\nsise = 3", "unknown key 'sise'; the keys are size, overlap"),
         ('[tile]\nsize = "256"', "size = '256' is not a int"),
-        ('recipe = "x"', r"run.toml: recipe = 'x' is none of modern, paper"),
+        ('recipe = "x"', r"run.toml: recipe = 'x' is none of cover, objects, paper"),
         ("recipe = 1", "recipe = 1 is none of"),
         ("[classifier]\naffinity_strides = [8.5]", r"affinity_strides = 8\.5 is not a int"),
         ("[cam]\nscales = []", r"scales = \[\] is not a tuple"),

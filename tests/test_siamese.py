@@ -456,7 +456,7 @@ def test_the_papers_recipe():
     assert [schedule.rate(s, 100) for s in range(100)] == pytest.approx(
         [(1 - s / 100) ** 0.9 for s in range(100)]
     )
-    assert RECIPES["modern"] == Settings()
+    assert RECIPES["cover"] == Settings()
     assert not ClassifierConfig().two_branches
 
 

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsseg.config import ClassifierConfig, ProposalConfig, Settings, fingerprint
+from rsseg.config import (
+    RECIPES,
+    ClassifierConfig,
+    ProposalConfig,
+    Settings,
+    fingerprint,
+    recipe_for,
+)
 from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
 from rsseg.io.files import replacing
@@ -43,7 +50,7 @@ Until = Literal["cam", "crf", "sam"]
 def pseudo_label(
     site: str | Path,
     *,
-    settings: Settings = Settings(),  # noqa: B008  # frozen
+    settings: Settings | None = None,
     until: Until = "sam",
     sam: str | None = None,
     model: str | Path | None = None,
@@ -60,7 +67,8 @@ def pseudo_label(
 
     Args:
         site: the tagged site.
-        settings: of classifier, CAM, CRF, proposals and labels.
+        settings: of classifier, CAM, CRF, proposals and labels; by default the recipe for classes
+            with or without a background.
         until: the last step: ``cam`` and ``crf`` make only those layers.
         sam: SAM's weights, by registry name or path; None takes those at hand.
         model: a segmenter's checkpoint; None goes by the image-level classifier.
@@ -77,10 +85,12 @@ def pseudo_label(
         InputError: no tags, no SAM weights, a model of other classes or bands, or polygons that
             do not meet the site.
     """
+    opened = Site(site)
+    if settings is None:
+        settings = RECIPES[recipe_for(background=opened.classes.background is not None)]
     settings.check()
     if until != "cam":
         require_engine(settings.crf)
-    opened = Site(site)
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
     if model is None:

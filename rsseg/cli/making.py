@@ -11,7 +11,7 @@ import typer
 
 from rsseg.cli.shell import given, numbers, open_console, print_paths, share
 from rsseg.cli.weights import segments
-from rsseg.config import Settings, with_options
+from rsseg.config import Settings, recipe_for, with_options
 from rsseg.errors import InputError
 from rsseg.options import (
     Aoi,
@@ -171,10 +171,12 @@ def pseudo_label(
 ) -> None:
     """Turn tags into dense labels: CAM, dense CRF, segment proposals."""
     from rsseg.api import pseudo_label
+    from rsseg.io.site import Site
 
     with open_console(context, quiet, verbose) as console:
         kind, sam = segments(proposals, sam, points_per_side)
-        settings = Settings.load(config, None if recipe is None else recipe.value)
+        default = recipe_for(background=Site(site).classes.background is not None)
+        settings = Settings.load(config, None if recipe is None else recipe.value, default)
         chosen = with_options(
             settings.proposals,
             proposals=kind,

@@ -496,9 +496,7 @@ RECIPES: dict[str, Settings] = {
     "cover": Settings(),
     "objects": Settings(
         cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
-        crf=CrfConfig(bilateral_sxy=50.0, bilateral_compat=10.0),
         proposals=ProposalConfig(proposals="sam"),
-        labels=LabelConfig(stretch=True, purity=0.0),
     ),
     "paper": Settings(
         classifier=ClassifierConfig(

@@ -1,8 +1,8 @@
 """The pseudo-labels that come out of masks: tags, CAM and CRF as ever, then the masks' classes.
 
-The evidence is rsseg's own, by the verbs ``tile``, ``tag`` and ``pseudo_label(until="crf")`` with
-default settings; tags are derived from the class rasters ("this tile contains water"). It is made
-once per dataset and is the same for all generators.
+The evidence is rsseg's own, by the verbs ``tile``, ``tag`` and ``pseudo_label(until="crf")``, with
+settings that stay as they were when the results were taken; tags are derived from the class rasters
+("this tile contains water"). It is made once per dataset and is the same for all generators.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from sam_tiles import BenchTile, Dataset
 
 from rsseg.api import pseudo_label, tag, tile
-from rsseg.config import ClassifierConfig, LabelConfig, ProposalConfig, Settings, TileConfig
+from rsseg.config import (
+    CamConfig,
+    ClassifierConfig,
+    CrfConfig,
+    LabelConfig,
+    ProposalConfig,
+    Settings,
+    TileConfig,
+)
 from rsseg.grid import Tile
 from rsseg.io.site import Site
 from rsseg.ops.objects import Objects
@@ -24,6 +32,13 @@ from rsseg.progress import Progress
 from rsseg.run import read_tile
 from rsseg.stages.sam import LabelStage
 from rsseg.stages.stage import TileData
+
+EVIDENCE = Settings(
+    cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
+    crf=CrfConfig(bilateral_sxy=50.0, bilateral_compat=10.0),
+    labels=LabelConfig(stretch=True, purity=0.0),
+)
+"""What the evidence is made with, and every segment takes its class by eq. 8."""
 
 
 def make_site(dataset: Dataset, path: Path, steps: int, device: str, progress: Progress) -> Site:
@@ -49,7 +64,7 @@ def make_site(dataset: Dataset, path: Path, steps: int, device: str, progress: P
             progress=progress,
         )
     tag(path, truths, progress=progress)
-    settings = Settings(classifier=replace(ClassifierConfig(), min_steps=steps))
+    settings = replace(EVIDENCE, classifier=replace(ClassifierConfig(), min_steps=steps))
     return pseudo_label(path, settings=settings, until="crf", device=device, progress=progress)
 
 
@@ -81,5 +96,5 @@ def labels_of(masks: Masks, evidence: TileData, background: int | None) -> NDArr
     """
     objects = Objects(masks, np.arange(1, len(masks) + 1, dtype=np.uint32))
     overlap = ProposalConfig().overlap
-    stage = LabelStage("", "", "", LabelConfig(), overlap=overlap, background=background)
+    stage = LabelStage("", "", "", EVIDENCE.labels, overlap=overlap, background=background)
     return stage([replace(evidence, objects=objects)])[0]

@@ -85,12 +85,12 @@ def pseudo_label(
         InputError: no tags, no SAM weights, a model of other classes or bands, or polygons that
             do not meet the site.
     """
-    opened = Site(site)
     if settings is None:
-        settings = RECIPES[recipe_for(background=opened.classes.background is not None)]
+        settings = RECIPES[recipe_for(background=Site(site).classes.background is not None)]
     settings.check()
     if until != "cam":
         require_engine(settings.crf)
+    opened = Site(site)
     where = pick_device(device)
     count = workers or os.cpu_count() or 1
     if model is None:

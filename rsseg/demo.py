@@ -81,7 +81,7 @@ def run_demo(
         size: side of the orthophoto, pixels of 0.3 m; at least 512.
         seed: another seed is another place.
         proposals: ``sam``, ``superpixels`` or ``none``, the default.
-        sam: SAM's weights, by registry name or path.
+        sam: SAM's weights, by registry name or path, where ``proposals`` is ``sam``.
         device: where networks run.
         overwrite: replace what an earlier demo left in the folder.
         progress: shows what is going on.

@@ -70,7 +70,8 @@ def pseudo_label(
         settings: of classifier, CAM, CRF, proposals and labels; by default the recipe for classes
             with or without a background.
         until: the last step: ``cam`` and ``crf`` make only those layers.
-        sam: SAM's weights, by registry name or path; None takes those at hand.
+        sam: SAM's weights, by registry name or path, where the settings want SAM; None takes those
+            at hand.
         model: a segmenter's checkpoint; None goes by the image-level classifier.
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.

@@ -178,9 +178,11 @@ PointsPerSide = Annotated[
         help="Ask SAM at a regular grid of N x N points per window instead.",
     ),
 ]
-Processes = Annotated[
+LabelWorkers = Annotated[
     int | None,
-    typer.Option(min=1, show_default="all cores", help="Processes for CRF and superpixels."),
+    typer.Option(
+        min=1, show_default="all cores", help="Threads for the CRF, processes for superpixels."
+    ),
 ]
 
 ModelOut = Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint to write.")]

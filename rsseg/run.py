@@ -1,11 +1,11 @@
-"""run: a stage over the tiles of a site, resumable, in this process or in a pool of them."""
+"""run: a stage over the tiles of a site, resumable, in this process, its threads, or others."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rsseg.grid import Tile, Window
 from rsseg.io.masks import MASKS, OBJECTS, SceneObjects
 from rsseg.io.site import Scene, Site
+from rsseg.nets.device import single_threaded
 from rsseg.progress import Progress
 from rsseg.stages.stage import Stage, TileData
 
@@ -44,7 +45,7 @@ def run(
         site: where to read and write.
         fingerprint: of the layer.
         tiles: scene name → tiles (disjoint cores of whole chunks).
-        workers: processes for a stage that gains from them; up to 1 stays in this one.
+        workers: threads or processes for a stage that gains from them; up to 1 takes this one.
         progress: shows the tiles done.
     """
     for name in tiles:
@@ -54,7 +55,7 @@ def run(
     total = sum(len(work[1]) for work in batches)
     done = total - sum(len(work[1]) for work in pending)
     with progress.step(stage.label, total, "tiles", done=done) as step:
-        compute = _pool if stage.in_processes and workers > 1 and len(pending) > 1 else _serial
+        compute = _COMPUTE[stage.pool if workers > 1 and len(pending) > 1 else "none"]
         compute(stage, site, fingerprint, pending, workers, step.advance)
     site.set_layer(stage.writes.name, fingerprint)
 
@@ -83,7 +84,18 @@ def _serial(
         advance(_computed(stage, site, fingerprint, work))
 
 
-def _pool(
+def _threads(
+    stage: Stage, site: Site, fingerprint: str, pending: list[Work], workers: int, advance: Advance
+) -> None:
+    with single_threaded():
+        pool = ThreadPoolExecutor(min(workers, len(pending)), "rsseg-stage")
+        try:
+            _wait([pool.submit(_computed, stage, site, fingerprint, w) for w in pending], advance)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _processes(
     stage: Stage, site: Site, fingerprint: str, pending: list[Work], workers: int, advance: Advance
 ) -> None:
     count = min(workers, len(pending))
@@ -94,10 +106,17 @@ def _pool(
             futures = [
                 pool.submit(_compute, stage, site.path, fingerprint, work) for work in pending
             ]
-        for future in as_completed(futures):
-            advance(future.result())
+        _wait(futures, advance)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+_COMPUTE = {"none": _serial, "threads": _threads, "processes": _processes}
+
+
+def _wait(futures: Sequence[Future[int]], advance: Advance) -> None:
+    for future in as_completed(futures):
+        advance(future.result())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -29,6 +30,7 @@ from rsseg.config import (
     ProposalConfig,
     TileConfig,
 )
+from rsseg.errors import RunError
 from rsseg.grid import Tile, Window
 from rsseg.io.layers import LayerSpec
 from rsseg.io.masks import SceneObjects
@@ -486,7 +488,7 @@ class Brightest:
 
     radius: int
     batch_size: int = 1
-    in_processes: bool = False
+    pool: str = "none"
     label: str = "brightest"
     note: Path | None = None
 
@@ -550,7 +552,7 @@ def test_a_pool_of_processes_gives_the_same_bytes(tmp_path):
     for key, workers in [("serial", 1), ("pool", 2)]:
         tiles = {"site.zarr": list(tiling.merged(2, HALO))}
         run(stage, site, key, tiles, workers=workers, progress=SILENT)
-    assert stage.in_processes
+    assert stage.pool == "processes"
     serial, pooled = (
         {
             path.relative_to(folder): path.read_bytes()
@@ -562,6 +564,51 @@ def test_a_pool_of_processes_gives_the_same_bytes(tmp_path):
         )
     )
     assert serial == pooled
+
+
+@dataclass(frozen=True)
+class Noted(Brightest):
+    """Notes in which thread it works, and how many threads torch takes there."""
+
+    def __call__(self, tiles):
+        noted.add((threading.current_thread().name, torch.get_num_threads()))
+        return super().__call__(tiles)
+
+
+noted: set[tuple[str, int]] = set()
+
+
+def test_a_pool_of_threads_gives_the_same_bytes_with_one_thread_of_torch_each(tmp_path):
+    site, _ = site_of(tmp_path)
+    tiling = site.scenes["site.zarr"].tiling
+    ran(site, Brightest(3), tiling, "serial")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ran(site, Noted(3, pool="threads"), tiling, "pool", workers=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threading.current_thread().name not in {name for name, _ in noted}
+    assert {count for _, count in noted} == {1}
+    serial, pooled = (
+        {name: data for name, (data, _) in chunks(site, key).items()} for key in ("serial", "pool")
+    )
+    assert serial == pooled
+
+
+@dataclass(frozen=True)
+class Failing(Brightest):
+    def __call__(self, tiles):
+        raise RunError("the disk is full")
+
+
+@pytest.mark.parametrize("pool", ["none", "threads"])
+def test_what_fails_in_a_stage_ends_the_run_and_leaves_no_layer(tmp_path, pool):
+    site, _ = site_of(tmp_path)
+    with pytest.raises(RunError, match="disk is full"):
+        ran(site, Failing(3, pool=pool), site.scenes["site.zarr"].tiling, workers=2)
+    assert "brightest" not in site.layers
 
 
 @pytest.mark.parametrize("lost", [["0/0"], ["2/3"], ["1/1", "1/2"]])

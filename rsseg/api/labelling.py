@@ -76,7 +76,7 @@ def pseudo_label(
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.
         batch_size: windows at a time for the CAMs; by default what suits the device.
-        workers: processes for the CRF and superpixels; all cores by default.
+        workers: threads for the CRF, processes for superpixels; all cores by default.
         progress: shows what is going on.
 
     Returns:

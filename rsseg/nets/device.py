@@ -55,6 +55,17 @@ def default_batch_size(device: torch.device) -> int:
     return 32 if device.type == "cuda" else 8
 
 
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let torch compute with one thread in each thread that is started meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device's memory is exhausted."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -20,7 +20,7 @@ from rsseg.nets.classifier import Classifier
 from rsseg.nets.device import halving, inference
 from rsseg.ops.cam import multi_scale, normalise, shares
 from rsseg.progress import SILENT
-from rsseg.stages.stage import TileData
+from rsseg.stages.stage import Pool, TileData
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CamStage:
     cell: int
     foreground: tuple[int, ...]
     label: str = "class activation maps"
-    in_processes: bool = False
+    pool: Pool = "none"
 
     @property
     def reads(self) -> Mapping[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from multiprocessing import parent_process
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from rsseg.errors import InputError
 from rsseg.io.layers import LayerSpec
 from rsseg.ops.cam import with_background
 from rsseg.ops.crf import dense_crf
-from rsseg.stages.stage import TileData
+from rsseg.stages.stage import Pool, TileData
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ class CrfStage:
         return self.config.engine == "torch" and self.device.type == "cuda"
 
     @property
-    def in_processes(self) -> bool:
-        """On CPUs: a tile is too small for many threads, and pydensecrf holds the GIL."""
-        return not self.on_gpu
+    def pool(self) -> Pool:
+        """A tile is too small for many threads of torch's own; pydensecrf holds Python's lock."""
+        if self.config.engine == "pydensecrf":
+            return "processes"
+        return "none" if self.on_gpu else "threads"
 
     def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[np.uint8]]:
-        if parent_process() is not None:
-            torch.set_num_threads(1)  # the cores are shared out among the processes of a pool
         return [self._posterior(tile) for tile in tiles]
 
     def _posterior(self, tile: TileData) -> NDArray[np.uint8]:

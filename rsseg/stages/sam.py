@@ -28,7 +28,7 @@ from rsseg.ops.segments import (
     overlap_filter,
     superpixels,
 )
-from rsseg.stages.stage import TileData
+from rsseg.stages.stage import Pool, TileData
 
 _IMAGES_ON_GPU = 8
 """Windows whose images are encoded together on a GPU; a CPU gains nothing from more than one."""
@@ -66,9 +66,9 @@ class MaskStage:
         return _IMAGES_ON_GPU if on_gpu else 1
 
     @property
-    def in_processes(self) -> bool:
+    def pool(self) -> Pool:
         """Superpixels are plain Python and numpy; SAM uses all cores or the GPU by itself."""
-        return self.checkpoint is None
+        return "processes" if self.checkpoint is None else "none"
 
     @property
     def reads(self) -> Mapping[str, str]:
@@ -135,7 +135,7 @@ class LabelStage:
     background: int | None
     label: str = "labels"
     batch_size: int = 1
-    in_processes: bool = False
+    pool: Pool = "none"
 
     @property
     def reads(self) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from rsseg.io.layers import LayerSpec
 from rsseg.nets.checkpoint import Checkpoint
 from rsseg.nets.segmenter import Forward
 from rsseg.progress import SILENT
-from rsseg.stages.stage import TileData
+from rsseg.stages.stage import Pool, TileData
 
 CELL = 4
 """Side of the cells in which scores are kept, pixels: as fine as DeepLabV3+ draws."""
@@ -47,7 +47,7 @@ class SegmenterStage:
     batch_size: int
     foreground: tuple[int, ...]
     label: str = "scores of the segmenter"
-    in_processes: bool = False
+    pool: Pool = "none"
 
     @property
     def reads(self) -> Mapping[str, str]:

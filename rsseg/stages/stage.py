@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from rsseg.grid import Tile
 from rsseg.io.layers import LayerSpec
 from rsseg.ops.objects import Objects
+
+Pool = Literal["none", "threads", "processes"]
+"""Who computes batches side by side: nobody, where a network takes all cores or the GPU by itself;
+threads, for code that runs without Python's lock; processes, for code that holds it."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class Stage(Protocol):
         """Tiles computed together."""
 
     @property
-    def in_processes(self) -> bool:
-        """Whether it gains from a pool of processes (no network, or one that holds the GIL)."""
+    def pool(self) -> Pool:
+        """What it gains from."""
 
     def __call__(self, tiles: Sequence[TileData]) -> list[NDArray[Any]]:
         """Return the layer's values on each tile's core."""

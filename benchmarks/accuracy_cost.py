@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from accuracy_bench import Bench
-from accuracy_data import TILE, DataSet, Image, make_site
+from accuracy_data import TILE, DataSet, Image, make_site, read_rows
 from sam_profile import REST, Timers
 
 from rsseg.api import pseudo_label
@@ -25,6 +25,7 @@ from rsseg.grid import Window
 from rsseg.io.mapfile import write_map
 from rsseg.io.raster import Raster
 from rsseg.io.site import Site
+from rsseg.io.tag_table import plain_name
 from rsseg.nets.classifier import Classifier
 from rsseg.nets.device import pick_device
 from rsseg.nets.prompting import Prompter
@@ -110,10 +111,9 @@ def _bound(timed: Any) -> Any:
 
 
 def _few(data: DataSet, folder: Path) -> tuple[Image, ...]:
-    """Return evenly spaced chips, or the middle of the first scene as a raster of its own."""
-    if data.chips:
-        step = max(1, len(data.learn) // CHIPS)
-        return data.learn[::step][:CHIPS]
+    """Return chips of all classes, or the middle of the first scene as a raster of its own."""
+    if data.tags is not None:
+        return _few_chips(data, data.tags)
     scene = data.learn[0]
     return (
         replace(
@@ -122,6 +122,17 @@ def _few(data: DataSet, folder: Path) -> tuple[Image, ...]:
             truth=_middle(scene.truth, folder / scene.truth.name),
         ),
     )
+
+
+def _few_chips(data: DataSet, tags: Path) -> tuple[Image, ...]:
+    """Return a chip of each class, for a site needs them all, and then evenly spaced ones."""
+    present = {plain_name(row["image"]): row for row in read_rows(tags)}
+    of_classes = [
+        next(chip for chip in data.learn if present[chip.name][name] == "1")
+        for name in data.classes.names
+    ]
+    step = max(1, len(data.learn) // CHIPS)
+    return tuple(dict.fromkeys([*of_classes, *data.learn[::step]]))[:CHIPS]
 
 
 def _middle(path: Path, out: Path) -> Path:

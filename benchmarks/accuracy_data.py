@@ -161,7 +161,7 @@ def data_set(name: str, folder: Path) -> DataSet:
         return chips(name, folder)
     classes = Classes.parse(str(folder / "classes.toml"))
     found: dict[str, list[Image]] = {"learn": [], "choose": [], "score": []}
-    for row in _rows(folder / "split.csv"):
+    for row in read_rows(folder / "split.csv"):
         found[row["part"]].append(_scene(folder, row["scene"]))
     parts = {part: tuple(images) for part, images in found.items()}
     return DataSet(name, classes, **parts, tags=None)
@@ -174,7 +174,7 @@ def _scene(folder: Path, name: str) -> Image:
 def chips(name: str, folder: Path) -> DataSet:
     """Return chips, of which the fifth of the training scenes is for choosing."""
     tags = folder / "train" / "image_labels.csv"
-    names = [column for column in _rows(tags)[0] if column not in ("image", "scene")]
+    names = [column for column in read_rows(tags)[0] if column not in ("image", "scene")]
     training = _chips(folder / "train")
     learn, choose = (
         tuple(chip for chip in training if deepglobe.is_for_choosing(chip.scene) == chosen)
@@ -191,11 +191,12 @@ def _chips(folder: Path) -> tuple[Image, ...]:
     )
     return tuple(
         Image(images[row["image"]], masks[row["image"]], row.get("scene", row["image"]))
-        for row in _rows(folder / "image_labels.csv")
+        for row in read_rows(folder / "image_labels.csv")
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV with a header."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -204,8 +205,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def thinned(data: DataSet, every: int) -> DataSet:
-    """Return the data with one of so many images to learn and to choose on; all are scored."""
-    return replace(data, learn=data.learn[::every], choose=data.choose[::every])
+    """Return the data with one of so many images to learn on; those to choose on stay."""
+    return replace(data, learn=data.learn[::every])
 
 
 def reduced(data: DataSet, side: int, folder: Path) -> DataSet:

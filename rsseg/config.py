@@ -175,7 +175,7 @@ class CrfConfig:
     iterations: int = 10
     gaussian_sxy: float = 3.0
     gaussian_compat: float = 3.0
-    bilateral_sxy: float = 30.0
+    bilateral_sxy: float = 10.0
     bilateral_srgb: float = 13.0
     bilateral_compat: float = 4.0
     engine: CrfEngine = "torch"
@@ -496,6 +496,7 @@ RECIPES: dict[str, Settings] = {
     "cover": Settings(),
     "objects": Settings(
         cam=CamConfig(scores="minmax", scales=(0.5, 1.0, 1.5, 2.0)),
+        crf=CrfConfig(bilateral_sxy=30.0),
         proposals=ProposalConfig(proposals="sam"),
     ),
     "paper": Settings(

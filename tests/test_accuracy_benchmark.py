@@ -24,7 +24,6 @@ import deepglobe
 from accuracy_bench import Bench
 from accuracy_data import DataSet, Part, data_set, make_site, reduced, thinned
 from accuracy_rows import (
-    BEST_LABELS,
     FINAL,
     FLOOR,
     PAPER,
@@ -263,7 +262,7 @@ def test_thresholds_are_repeated_with_every_seed() -> None:
     assert seeds_of(FLOOR, TINY) == (0, 1)
     assert seeds_of(replace(FLOOR, every_seed=False), TINY) == (0,)
     assert seeds_of(FLOOR, TINY, "choosing") == (0,)
-    assert all(row.every_seed for row in (FLOOR, FINAL, BEST_LABELS))
+    assert all(row.every_seed for row in (FLOOR, FINAL))
 
 
 def test_changes_leave_the_other_keys_alone() -> None:
@@ -280,7 +279,7 @@ def test_changes_leave_the_other_keys_alone() -> None:
 def two_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[Row, ...]:
     """The floor and a row with segments, as if they were all there are."""
     rows = (FLOOR, LAST)
-    values = {"ROWS": rows, "FINAL": LAST, "BEST_LABELS": LAST, "TIMED": (LAST,)}
+    values = {"ROWS": rows, "FINAL": LAST, "TIMED": (LAST,)}
     for module in ("accuracy", "accuracy_rows", "accuracy_tables", "accuracy_pictures"):
         __import__(module)
         for name, value in values.items():

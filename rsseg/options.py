@@ -37,6 +37,22 @@ class RecipeName(StrEnum):
     PAPER = "paper"
 
 
+class BlendName(StrEnum):
+    """How overlapping windows pass into each other."""
+
+    RAMP = "ramp"
+    GAUSSIAN = "gaussian"
+    HANN = "hann"
+    CROP = "crop"
+
+
+class TtaName(StrEnum):
+    """Augmentations while predicting."""
+
+    NONE = "none"
+    FLIPS = "flips"
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show details too.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
@@ -48,6 +64,15 @@ Config = Annotated[
     typer.Option(metavar="FILE", help="TOML file with settings, one table for each step."),
 ]
 Device = Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda or mps.")]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        show_default="this process",
+        help="Have Dask workers compute: auto starts some on this machine, an address takes those "
+        "of a running scheduler, like tcp://HOST:8786.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -181,7 +206,9 @@ PointsPerSide = Annotated[
 LabelWorkers = Annotated[
     int | None,
     typer.Option(
-        min=1, show_default="all cores", help="Threads for the CRF, processes for superpixels."
+        min=1,
+        show_default="all cores",
+        help="Threads for the CRF, processes for superpixels; with --dask auto processes for all.",
     ),
 ]
 
@@ -274,6 +301,13 @@ Overlap = Annotated[
         show_default="the checkpoint's", help="Share of the window by which neighbours overlap."
     ),
 ]
+Blend = Annotated[
+    BlendName, typer.Option(help="How windows pass into each other where they overlap.")
+]
+Tta = Annotated[
+    TtaName,
+    typer.Option(help="flips: the mean over the image and its mirrorings, four times the work."),
+]
 Gsd = Annotated[
     float | None,
     typer.Option(
@@ -289,6 +323,14 @@ BlockRows = Annotated[
     ),
 ]
 Readers = Annotated[int, typer.Option(min=0, help="Threads that read ahead.")]
+MapWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        show_default="1 on a CPU, 4 on a GPU",
+        help="Threads that read ahead; with --dask auto processes, by default one per core or GPU.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it takes; write nothing.")]
 
 VectorFile = Annotated[

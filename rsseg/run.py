@@ -1,24 +1,22 @@
-"""run: a stage over the tiles of a site, resumable, in this process, its threads, or others."""
+"""run: a stage over the tiles of a site, resumable, by whoever computes it side by side."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from functools import lru_cache
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rsseg.cluster import Cluster
+from rsseg.executors import processes, serial, threads
 from rsseg.grid import Tile, Window
+from rsseg.io.layers import Layer
 from rsseg.io.masks import MASKS, OBJECTS, SceneObjects
 from rsseg.io.site import Scene, Site
-from rsseg.nets.device import single_threaded
 from rsseg.progress import Progress
 from rsseg.stages.stage import Stage, TileData
 
@@ -34,6 +32,7 @@ def run(
     *,
     workers: int,
     progress: Progress,
+    cluster: Cluster | None = None,
 ) -> None:
     """Compute a layer on the tiles given, except where an earlier run has.
 
@@ -47,16 +46,31 @@ def run(
         tiles: scene name → tiles (disjoint cores of whole chunks).
         workers: threads or processes for a stage that gains from them; up to 1 takes this one.
         progress: shows the tiles done.
+        cluster: computes instead, whatever the stage gains from; the site's path is absolute.
+
+    Raises:
+        RunError: workers of the cluster are lost for good, or write where this process cannot see.
     """
     for name in tiles:
         site.scenes[name].layer(stage.writes, fingerprint)  # also where there is nothing to do
     batches = _batches(tiles, stage.batch_size)
-    pending = [work for work in batches if not _is_done(stage, site, fingerprint, work)]
+    pending = _undone(stage, site, fingerprint, batches)
     total = sum(len(work[1]) for work in batches)
     done = total - sum(len(work[1]) for work in pending)
     with progress.step(stage.label, total, "tiles", done=done) as step:
-        compute = _COMPUTE[stage.pool if workers > 1 and len(pending) > 1 else "none"]
-        compute(stage, site, fingerprint, pending, workers, step.advance)
+        here = partial(_computed, stage, site, fingerprint)
+        # Workers may outlive this run, and next time the path may hold another site.
+        there = partial(_computed_there, stage, site.path, fingerprint, uuid4().hex)
+        pool = stage.pool if workers > 1 and len(pending) > 1 else "none"
+        if cluster is not None:
+            cluster.each(there, pending, step.advance)
+            cluster.settle(lambda: _undone(stage, site, fingerprint, pending))
+        elif pool == "processes":
+            processes(there, pending, workers, step.advance)
+        elif pool == "threads":
+            threads(here, pending, workers, step.advance)
+        else:
+            serial(here, pending, step.advance)
     site.set_layer(stage.writes.name, fingerprint)
 
 
@@ -68,78 +82,27 @@ def _batches(tiles: Mapping[str, Sequence[Tile]], size: int) -> list[Work]:
     ]
 
 
-def _is_done(stage: Stage, site: Site, fingerprint: str, work: Work) -> bool:
-    scene, members = work
-    layer = site.scenes[scene].layer(stage.writes, fingerprint)
-    return all(layer.has(tile.core) for tile in members)
+def _undone(stage: Stage, site: Site, fingerprint: str, batches: Sequence[Work]) -> list[Work]:
+    """Return the batches of which a tile is missing."""
+    names = {name for name, _ in batches}
+    layers = {name: _layer(stage, site.scenes[name], fingerprint) for name in names}
+    return [
+        (name, members)
+        for name, members in batches
+        if not all(layers[name].has(tile.core) for tile in members)
+    ]
 
 
-Advance = Callable[[int], None]
-
-
-def _serial(
-    stage: Stage, site: Site, fingerprint: str, pending: list[Work], _: int, advance: Advance
-) -> None:
-    for work in pending:
-        advance(_computed(stage, site, fingerprint, work))
-
-
-def _threads(
-    stage: Stage, site: Site, fingerprint: str, pending: list[Work], workers: int, advance: Advance
-) -> None:
-    with single_threaded():
-        pool = ThreadPoolExecutor(min(workers, len(pending)), "rsseg-stage")
-        try:
-            _wait([pool.submit(_computed, stage, site, fingerprint, w) for w in pending], advance)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _processes(
-    stage: Stage, site: Site, fingerprint: str, pending: list[Work], workers: int, advance: Advance
-) -> None:
-    count = min(workers, len(pending))
-    # "spawn" everywhere: forking a process that has threads (torch, GDAL) can hang it.
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-    try:
-        with _deaf():
-            futures = [
-                pool.submit(_compute, stage, site.path, fingerprint, work) for work in pending
-            ]
-        _wait(futures, advance)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_COMPUTE = {"none": _serial, "threads": _threads, "processes": _processes}
-
-
-def _wait(futures: Sequence[Future[int]], advance: Advance) -> None:
-    for future in as_completed(futures):
-        advance(future.result())
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignore Ctrl-C; processes that start meanwhile ignore it for good: it is ours to answer."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _compute(stage: Stage, path: Path, fingerprint: str, work: Work) -> int:
-    return _computed(stage, _open(path), fingerprint, work)
+def _layer(stage: Stage, scene: Scene, fingerprint: str) -> Layer:
+    layer = scene.find_layer(stage.writes.name, fingerprint)
+    assert layer is not None, "the main process makes layers"
+    return layer
 
 
 def _computed(stage: Stage, site: Site, fingerprint: str, work: Work) -> int:
     scene = site.scenes[work[0]]
     data = [read_tile(site, scene, tile, stage.reads) for tile in work[1]]
-    layer = scene.layer(stage.writes, fingerprint)
+    layer = _layer(stage, scene, fingerprint)
     for tile, values in zip(work[1], stage(data), strict=True):
         # Later layers may hang on what exists; another batch can differ from it by rounding.
         if not layer.has(tile.core):
@@ -147,9 +110,17 @@ def _computed(stage: Stage, site: Site, fingerprint: str, work: Work) -> int:
     return len(data)
 
 
+def _computed_there(stage: Stage, path: Path, fingerprint: str, turn: str, work: Work) -> int:
+    """Compute in another process, which opens the site once per turn."""
+    site = _open(path, turn)
+    # Who was to compute it first may have been lost after writing it.
+    pending = _undone(stage, site, fingerprint, [work])
+    return _computed(stage, site, fingerprint, work) if pending else len(work[1])
+
+
 @lru_cache(maxsize=1)
-def _open(path: Path) -> Site:
-    """Open a site once per worker; the main process might make another of the same name."""
+def _open(path: Path, turn: str) -> Site:
+    """Open a site once per worker; the next turn may find another of the same name."""
     return Site(path)
 
 

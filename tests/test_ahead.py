@@ -84,3 +84,15 @@ def test_closing_it_cancels_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) 
     assert first.wait(60)
     results.close()
     assert begun == [0, 1]
+
+
+@pytest.mark.parametrize("waiting", [1, 9])
+def test_what_was_begun_is_given_before_the_failure_to_draw_more(waiting: int) -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ValueError("no fourth")
+
+    given: list[int] = []
+    with pytest.raises(ValueError, match="no fourth"):
+        given.extend(ahead(lambda n: n, items(), 1, waiting))
+    assert given == [0, 1, 2]

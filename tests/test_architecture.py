@@ -18,7 +18,7 @@ FLOORS = (
     {"grid", "classes", "bands", "config"},
     {"io", "nets"},
     {"learn", "stages"},
-    {"run"},
+    {"run", "executors", "cluster"},
     {"api", "demo"},
     {"cli", "console", "options", "__main__"},
 )
@@ -110,8 +110,9 @@ def test_there_are_no_import_circles():
         ({"zarr", "pyarrow"}, {"io"}),
         ({"numba"}, {"ops"}),
         ({"jinja2"}, {"api"}),
+        ({"dask", "distributed"}, {"cluster"}),
     ],
-    ids=["files", "terminal", "stores", "compiler", "pages"],
+    ids=["files", "terminal", "stores", "compiler", "pages", "clusters"],
 )
 def test_libraries_stay_in_their_rooms(libraries, rooms):
     outside = {

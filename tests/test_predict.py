@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rsseg.errors import InputError
 from rsseg.io.mapfile import CLASSES_TAG
 from rsseg.io.style import category_names_xml, raster_qml
 from rsseg.nets.checkpoint import Card, save_checkpoint
-from rsseg.nets.segmenter import CPU_PIXELS, Forward, Tiny
+from rsseg.nets.segmenter import CPU_PIXELS, TTA, Forward, Tiny
 from rsseg.progress import SILENT
 
 CLASSES = Classes(("dark", "bright"), (4, 9), ((10, 20, 30), (200, 210, 220)))
@@ -138,7 +139,7 @@ def test_the_command_names_files_but_no_folders(tmp_path, model):
     predict(source, model, tmp_path / "map.tif", aoi=aoi, gsd=2.5, batch_size=3, overlap=0.5)
     assert opened(tmp_path / "map.tif")[2]["RSSEG_COMMAND"] == (
         "rsseg predict 'a b.tif' --model=model.pt --window=64 --overlap=0.5 --batch-size=3 "
-        "--gsd=2.5 --aoi=aoi.gpkg"
+        "--blend=ramp --tta=none --gsd=2.5 --aoi=aoi.gpkg"
     )
 
 
@@ -298,7 +299,7 @@ def test_an_interruption_within_a_raster(tmp_path, model, monkeypatch):
     source = write_raster(tmp_path / "a.tif", image())
     predict(source, model, tmp_path / "whole.tif", block_rows=32)
     calls = []
-    plain = Forward.__call__
+    plain = Forward.logits
 
     def stops(self, images):
         calls.append(len(images))
@@ -306,12 +307,12 @@ def test_an_interruption_within_a_raster(tmp_path, model, monkeypatch):
             raise KeyboardInterrupt
         return plain(self, images)
 
-    monkeypatch.setattr(Forward, "__call__", stops)
+    monkeypatch.setattr(Forward, "logits", stops)
     with pytest.raises(KeyboardInterrupt):
         predict(source, model, tmp_path / "map.tif", block_rows=32, batch_size=2)
     assert not (tmp_path / "map.tif").exists()
     first = len(calls)
-    monkeypatch.setattr(Forward, "__call__", lambda self, i: calls.append(0) or plain(self, i))
+    monkeypatch.setattr(Forward, "logits", lambda self, i: calls.append(0) or plain(self, i))
     predict(source, model, tmp_path / "map.tif", block_rows=32, batch_size=2)
     assert len(calls) - first < 6, "finished blocks were made again"
     assert_array_equal(opened(tmp_path / "map.tif")[0], opened(tmp_path / "whole.tif")[0])
@@ -327,6 +328,8 @@ def test_an_interruption_within_a_raster(tmp_path, model, monkeypatch):
         ({"window": 0}, "multiple of 32; use 32"),
         ({"overlap": 0.9}, "overlap 0.9 is out of range"),
         ({"batch_size": 0}, "batch size 0"),
+        ({"blend": "smear"}, "blend 'smear' is unknown: choose ramp or gaussian or hann or crop"),
+        ({"tta": "turns"}, "tta 'turns' is unknown: choose none or flips"),
         ({"block_rows": 0}, "block rows 0"),
         ({"workers": -1}, "workers -1"),
         ({"device": "abacus"}, "unknown device 'abacus'"),
@@ -435,7 +438,7 @@ def test_another_ground_resolution_is_one_warning(tmp_path, gsd, warned):
 def test_a_small_disk(tmp_path, model, monkeypatch, free, refused):
     source = write_raster(tmp_path / "a.tif", image())
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(sys.modules["rsseg.api.prediction"].shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(sys.modules["rsseg.api.preflight"].shutil, "disk_usage", lambda _: usage)
     listener = Listener()
     if refused:
         with pytest.raises(InputError, match="GB of disk are needed"):
@@ -451,6 +454,34 @@ def test_a_classifier_is_no_segmenter(tmp_path):
     save_checkpoint(path, threshold(), card)
     with pytest.raises(InputError):
         predict(write_raster(tmp_path / "a.tif", image()), path, tmp_path / "map.tif")
+
+
+@pytest.mark.parametrize("settings", [{"blend": "crop"}, {"tta": "flips"}])
+def test_blend_and_flips_are_settings_of_their_own(tmp_path, model, settings):
+    source = write_raster(tmp_path / "a.tif", image())
+    out = tmp_path / "map.tif"
+    predict(source, model, out)
+    usual = opened(out)
+    with pytest.raises(InputError, match="exists already"):
+        predict(source, model, out, **settings)
+    predict(source, model, out, overwrite=True, **settings)
+    labels, _, tags, _ = opened(out)
+    assert_array_equal(labels, usual[0])  # a network that sees one pixel, the same mirrored
+    (name, value), *_ = settings.items()
+    assert f"--{name}={value}" in tags["RSSEG_COMMAND"]
+    assert tags["RSSEG_RUN"] != usual[2]["RSSEG_RUN"]
+
+
+def test_predicting_loads_no_training_code(tmp_path, model):
+    source = write_raster(tmp_path / "a.tif", image())
+    heavy = ("lightning", "torchmetrics", "timm", "segmentation_models_pytorch", "rsseg.learn")
+    code = (
+        "import sys; from rsseg.api import predict; predict(*sys.argv[1:]);"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(source), str(model), str(tmp_path / "map.tif")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- The network as a function -------------------------------------------------------------------
@@ -480,6 +511,28 @@ def test_a_cpu_takes_a_bounded_number_of_pixels_at_once(side, batches):
     assert spy.seen == batches
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-6)
     assert_array_equal(scores[:, 0] > 0.5, images[:, 0] > 0)
+
+
+def test_logits_are_what_a_softmax_makes_the_probabilities_of():
+    network = Tiny(3, 4).eval()
+    images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    for tta in TTA:
+        forward = Forward(network, torch.device("cpu"), SILENT, tta)
+        logits = torch.from_numpy(np.stack(list(forward.logits(images))))
+        assert logits.dtype == torch.float32
+        np.testing.assert_allclose(logits.softmax(dim=1), forward(images), atol=1e-6)
+
+
+def test_flips_average_the_four_mirrorings():
+    network = Tiny(3, 4).eval()
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    plain = Forward(network, torch.device("cpu"), SILENT)
+    both = [(), (2,), (3,), (2, 3)]
+    seen = [np.flip(plain(np.flip(images, axes).copy()), axes) for axes in both]
+    flips = Forward(network, torch.device("cpu"), SILENT, "flips")
+    np.testing.assert_allclose(flips(images), np.mean(seen, axis=0), atol=1e-6)
+    mirrored = flips(np.flip(images, 3).copy())
+    np.testing.assert_allclose(np.flip(mirrored, 3), flips(images), atol=1e-6)
 
 
 def test_memory_that_did_not_suffice_once_is_not_asked_for_again():

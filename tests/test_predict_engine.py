@@ -24,13 +24,14 @@ from shapely.geometry import box
 from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.errors import InputError, RunError
-from rsseg.grid import Grid, window_starts
+from rsseg.grid import Grid, Window, window_starts
 from rsseg.io.blocks import BlockStore
 from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
-from rsseg.ops.blend import axis_weights, fade_in
+from rsseg.ops.blend import BLENDS, axis_weights, ramp, spans
+from rsseg.ops.mosaic import add_window, normalise_into
 from rsseg.progress import Silent
-from rsseg.stages.blending import decide, decide_all, predict_blocks, regrouped
+from rsseg.stages.blending import predict_blocks, regrouped
 from rsseg.stages.job import Job, default_block_rows
 from rsseg.stages.outputs import Outputs
 from rsseg.stages.planning import plan
@@ -66,27 +67,38 @@ def softmax(scores):
     return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+class Net:
+    """A network that is a function of (B, C, S, S) to logits (B, K, S, S)."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def logits(self, images):
+        return np.asarray(self.function(images), np.float32)
+
+
 def local_filter(radius):
     """A network that sees ``radius`` pixels around each pixel, zero beyond the window."""
 
     def forward(images):
         size = (0, 0, 2 * radius + 1, 2 * radius + 1)
-        return softmax(3 * uniform_filter(images.astype(np.float64), size, mode="constant"))
+        return 3 * uniform_filter(images.astype(np.float64), size, mode="constant")
 
-    return forward
+    return Net(forward)
 
 
+@Net
 def unsteady(images):
     """A network whose answer depends on the place in the window and on the rest of the batch."""
     side = images.shape[-1]
     field = np.random.default_rng(side).normal(size=(K, side, side))
     mixing = np.random.default_rng(1).normal(size=(K, images.shape[1]))
     scores = np.einsum("kc,bcij->bkij", mixing, images) + field
-    return softmax(scores + images.mean(axis=0).sum() * 1e-4)
+    return scores * (1 + np.abs(images.mean(axis=0).sum()) * 1e-4)
 
 
-def a_job(raster, window=64, overlap=0.25, batch_size=3, area=None):
-    return Job(raster, BANDS, K, window, overlap, batch_size, area)
+def a_job(raster, window=64, overlap=0.25, batch_size=3, area=None, blend="ramp"):
+    return Job(raster, BANDS, K, window, overlap, batch_size, area, blend)
 
 
 def blocks_of(job, forward, block_rows=64, **options):
@@ -120,38 +132,56 @@ def raster(tmp_path):
 
 
 class Stopping:
-    """A forward that is interrupted at its n-th call."""
+    """A network that is interrupted at its n-th call."""
 
     def __init__(self, calls):
         self.calls = calls
 
-    def __call__(self, images):
+    def logits(self, images):
         self.calls -= 1
         if self.calls < 0:
             raise KeyboardInterrupt
-        return unsteady(images)
+        return unsteady.logits(images)
 
 
 # --- blending weights ------------------------------------------------------------------------
 
 
-@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.75))
-def test_weights_are_a_partition_of_unity(length, size, overlap):
+@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.75), st.sampled_from(list(BLENDS)))
+def test_weights_are_a_partition_of_unity(length, size, overlap, blend):
     shared = round(size * overlap)
     if shared == size:
         shared = size - 1
     starts = window_starts(length, size, size - shared)
-    weights = axis_weights(starts, size, shared)
+    weights = axis_weights(starts, size, shared, blend)
     assert weights.dtype == np.float32
+    assert [weight.any() for weight in weights] == [True] * len(starts)
     assert weights.min() >= 0
     total = np.zeros(starts[-1] + size)
     for start, weight in zip(starts, weights, strict=True):
         total[start : start + size] += weight
     np.testing.assert_allclose(total, 1, rtol=1e-6)
+    own = spans(starts, weights, length)
+    assert [span.final for span in own] == [*(span.begin for span in own[1:]), length]
+    assert own[0].begin == 0
+    assert all(span.begin < span.final <= span.end <= length for span in own)
+    for start, weight, span in zip(starts, weights, own, strict=True):
+        heard = start + np.flatnonzero(weight)
+        assert heard[0] == span.begin
+        assert min(heard[-1] + 1, length) == span.end
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_windows_weight_is_the_same_from_both_sides_and_greatest_in_its_middle(blend):
+    _, weight, _ = axis_weights([0, 48, 96], 64, 16, blend)
+    np.testing.assert_allclose(weight, weight[::-1], atol=1e-6)
+    assert (np.diff(weight[:32]) >= -1e-6).all()
+    assert (weight[16:48] == 1).all()
+    assert weight[0] < 0.1
 
 
 def test_weights_worked_by_hand():
-    assert fade_in(8, 4).tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
+    assert ramp(8, 4).tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
     assert axis_weights([0], 4, 2).tolist() == [[1, 1, 1, 1]]
     first, last = axis_weights([0, 4], 8, 4)
     assert first.tolist() == [1, 1, 1, 1, 1, 0.75, 0.25, 0]
@@ -162,28 +192,77 @@ def test_weights_worked_by_hand():
 # --- what a pixel gets -----------------------------------------------------------------------
 
 
-def test_decide():
-    scores = np.array([[[0.2, 0.5, 0.4]], [[0.8, 0.5, 0.6]]], np.float32)
-    labels, confidence = decide(scores, np.array([[True, True, False]]))
+def decided(logits, valid, layers=2):
+    """What a window that is alone gets."""
+    count, *shape = logits.shape
+    strip = np.zeros((layers, *shape), np.uint8)
+    ones, nothing = tuple(np.ones(side, np.float32) for side in shape), np.zeros((count, 0, 0))
+    add_window(
+        logits,
+        (0, 0),
+        ones,
+        tuple(shape),
+        np.zeros((count, shape[0], 0), np.float32),
+        0,
+        nothing.astype(np.float32),
+        0,
+        valid,
+        strip,
+    )
+    return strip
+
+
+def rounded(shares):
+    return np.rint(shares * 254).astype(np.uint8)
+
+
+def test_a_window_alone_worked_by_hand():
+    shares = np.array([[[0.2, 0.5, 0.4]], [[0.8, 0.5, 0.6]]])
+    logits = np.log(shares).astype(np.float32)
+    valid = np.array([[True, True, False]])
+    labels, confidence = decided(logits, valid)
     assert labels.tolist() == [[1, 0, 255]]
     assert confidence.tolist() == [[round(0.8 * 254), 127, 255]]
+    every = decided(logits, valid, layers=3)
+    assert every[:, 0].tolist() == [[1, 0, 255], [51, 127, 255], [203, 127, 255]]
+    assert decided(logits, valid, layers=1).tolist() == [labels.tolist()]
 
 
-def test_decide_all():
-    scores = np.array([[[0.2, 0.5, 0.4]], [[0.8, 0.5, 0.6]]], np.float32)
-    valid = np.array([[True, True, False]])
-    layers = decide_all(scores, valid)
-    assert layers.dtype == np.uint8
-    assert layers[:, 0].tolist() == [[1, 0, 255], [51, 127, 255], [203, 127, 255]]
-    assert (layers[1:].max(axis=0) == decide(scores, valid)[1]).all()
+@given(
+    count=st.integers(1, 9),
+    cols=st.integers(1, 70),
+    spread=st.sampled_from([0.1, 3, 40, 1000]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_probabilities_are_those_of_a_softmax(count, cols, spread, seed):
+    scores = np.random.default_rng(seed).normal(size=(1, count, 3, cols)) * spread
+    scores = scores.astype(np.float32)
+    valid = np.ones((3, cols), bool)
+    layers = decided(scores[0], valid, 1 + count)
+    expected = softmax(scores)[0] * 254
+    assert np.abs(layers[1:] - expected).max() <= 0.5 + 1e-4
+    assert_array_equal(layers[0], scores[0].argmax(axis=0))
+    pixels = np.ascontiguousarray(np.moveaxis(scores[0], 0, -1))
+    assert_array_equal(decided(np.moveaxis(pixels, -1, 0), valid, 1 + count), layers)
 
 
-def whole(raster, forward):
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_normalised_as_the_bands_say(dtype):
+    rng = np.random.default_rng(0)
+    image, valid = rng.integers(0, 255, (3, 9, 20)).astype(dtype), rng.random((9, 20)) > 0.2
+    out = np.empty((9, 20, 3), np.float32)
+    normalise_into(image, valid, np.float32(BANDS.mean), np.float32(BANDS.std), out)
+    assert_array_equal(np.moveaxis(out, -1, 0), BANDS.normalise(image, valid))
+
+
+def whole(raster, network):
     """The answer of a network that sees the whole raster at once."""
     image, valid = raster.read(raster.grid.window)
-    scores = forward(BANDS.normalise(image, valid)[None])[0]
+    scores = softmax(network.logits(BANDS.normalise(image, valid)[None]))[0]
     second, first = np.sort(scores, axis=0)[-2:]
-    return decide(scores, valid), valid & (first - second > 1e-4)
+    found = np.stack([scores.argmax(axis=0), rounded(first)])
+    return np.where(valid, found, 255), valid & (first - second > 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +286,29 @@ def test_tiled_is_nearly_whole_for_a_field_of_half_the_overlap(tmp_path, window)
     assert (tiled[0] == expected[0]).mean() >= 0.995
 
 
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.7])
+def test_every_blend_is_the_weighted_sum_of_all_windows(raster, blend, overlap):
+    job = a_job(raster, overlap=overlap, batch_size=1, blend=blend)
+    side, (height, width) = job.window, job.shape
+    total = np.zeros((K, height + side, width + side))
+    for row, down in zip(job.rows, axis_weights(job.rows, side, job.shared, blend), strict=True):
+        for col, across in zip(
+            job.cols, axis_weights(job.cols, side, job.shared, blend), strict=True
+        ):
+            image, valid = raster.read(Window(row, col, side, side))
+            if valid.any():
+                shares = softmax(unsteady.logits(BANDS.normalise(image, valid)[None]))[0]
+                total[:, row : row + side, col : col + side] += shares * np.outer(down, across)
+    total, valid = total[:, :height, :width], raster.valid(raster.grid.window)
+    made = blocks_of(job, unsteady, probabilities=True)
+    assert (made[:, ~valid] == 255).all()
+    assert np.abs(made[1:] - total * 254)[:, valid].max() <= 0.5 + 1e-2
+    second, first = np.sort(total, axis=0)[-2:]
+    clear = valid & (first - second > 1e-4)
+    assert_array_equal(made[0][clear], total.argmax(axis=0)[clear])
+
+
 def test_no_overlap(raster):
     forward = local_filter(radius=0)
     expected, clear = whole(raster, forward)
@@ -228,9 +330,10 @@ def test_small_and_thin_rasters(tmp_path, shape):
 def test_nodata_stays_255_and_empty_windows_are_skipped(raster):
     job, seen, ticks = a_job(raster), [], []
 
+    @Net
     def forward(images):
         seen.append(len(images))
-        return unsteady(images)
+        return unsteady.logits(images)
 
     labels, confidence = blocks_of(job, forward, tick=lambda: ticks.append(1))
     valid = raster.valid(raster.grid.window)
@@ -260,7 +363,8 @@ def area_of(folder, raster, rows, cols):
 def test_area(tmp_path, raster):
     area = area_of(tmp_path, raster, rows=(10, 60), cols=(20, 100))
     job, calls = a_job(raster, area=area), []
-    labels = blocks_of(job, lambda images: calls.append(len(images)) or unsteady(images))[0]
+    network = Net(lambda images: calls.append(len(images)) or unsteady.logits(images))
+    labels = blocks_of(job, network)[0]
     inside = np.zeros(labels.shape, bool)
     inside[10:60, 20:100] = True
     np.testing.assert_array_equal(labels < K, inside & raster.valid(raster.grid.window))
@@ -285,9 +389,10 @@ def test_bytes_do_not_depend_on_blocks_and_workers(
     assert run(tmp_path / "out", job, block_rows=block_rows, workers=workers) == reference
 
 
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("overlap", [0.25, 0.7])
-def test_single_blocks_equal_those_of_a_whole_run(raster, overlap):
-    job = a_job(raster, overlap=overlap)
+def test_single_blocks_equal_those_of_a_whole_run(raster, overlap, blend):
+    job = a_job(raster, overlap=overlap, blend=blend)
     every = dict(predict_blocks(job, unsteady, block_rows=64))
     for wanted in ([2], [0, 3], [1, 2]):
         some = dict(predict_blocks(job, unsteady, block_rows=64, wanted=wanted))
@@ -399,9 +504,10 @@ def test_resampled_probabilities_agree_with_the_map(tmp_path, raster):
 def run_slowly(source: str, folder: str) -> None:
     """Predict with pauses; a subprocess runs this to be killed."""
 
+    @Net
     def forward(images):
         time.sleep(0.2)
-        return unsteady(images)
+        return unsteady.logits(images)
 
     run(Path(folder), a_job(Raster(source)), forward)
 
@@ -696,9 +802,10 @@ def tiny_network():
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, K, 3, padding=1).eval()
 
+    @Net
     @torch.inference_mode()
     def forward(images):
-        return torch.softmax(conv(torch.from_numpy(images)), dim=1).numpy()
+        return conv(torch.from_numpy(images)).numpy()
 
     return forward
 
@@ -719,8 +826,11 @@ def predict_large(source: str, out: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_of_a_large_raster(tmp_path):
-    make_large(tmp_path / "large.tif", SIDE)
-    process = start("predict_large", str(tmp_path / "large.tif"), str(tmp_path / "map.tif"))
-    printed, errors = process.communicate()
-    assert process.returncode == 0, errors
+    # The first prediction of an installation compiles loops, which takes memory once.
+    for name, side in (("small", 600), ("large", SIDE)):
+        make_large(tmp_path / f"{name}.tif", side)
+        names = (str(tmp_path / f"{name}{kind}.tif") for kind in ("", "_map"))
+        process = start("predict_large", *names)
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
     assert int(printed) < LIMIT

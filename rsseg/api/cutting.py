@@ -1,7 +1,8 @@
-"""How rasters are cut into windows for a network, by its checkpoint and what the user asks for."""
+"""How rasters are cut into windows and joined again, by the checkpoint and what the user asks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from rsseg.config import TrainConfig
 from rsseg.errors import InputError
 from rsseg.nets.checkpoint import Card
 from rsseg.nets.device import default_batch_size
+from rsseg.nets.segmenter import TTA
+from rsseg.ops.blend import BLENDS
 
 WINDOW_MULTIPLE = 32
 """The encoders halve the window five times."""
@@ -17,19 +20,23 @@ WINDOW_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Cut:
-    """How rasters are cut for the network.
+    """How rasters are cut for the network, seen by it, and joined again.
 
     Args:
         window: side of the windows in pixels.
         overlap: share of the window.
         batch_size: windows at a time.
         gsd: metres per pixel to resample to, or None.
+        blend: how windows pass into each other, a key of ``BLENDS``.
+        tta: how often the network looks at a window, a key of ``TTA``.
     """
 
     window: int
     overlap: float
     batch_size: int
     gsd: float | None
+    blend: str
+    tta: str
 
     @classmethod
     def of(
@@ -40,6 +47,8 @@ class Cut:
         overlap: float | None,
         gsd: float | None,
         batch_size: int | None,
+        blend: str,
+        tta: str,
     ) -> Cut:
         """Fill in what the checkpoint and the device say.
 
@@ -57,5 +66,12 @@ class Cut:
             raise InputError(f"overlap {share} is out of range: give a share from 0 to 0.75")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch size {batch_size}: give 1 or more")
+        _check_choice("blend", blend, BLENDS)
+        _check_choice("tta", tta, TTA)
         usual = max(1, default_batch_size(device) * 256**2 // side**2)
-        return cls(side, share, batch_size or usual, gsd)
+        return cls(side, share, batch_size or usual, gsd, blend, tta)
+
+
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} {value!r} is unknown: choose {' or '.join(choices)}")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rsseg.api.preflight import foretell_layers
+from rsseg.cluster import Cluster, connected
 from rsseg.config import (
     RECIPES,
     ClassifierConfig,
@@ -58,6 +60,7 @@ def pseudo_label(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    dask: str | None = None,
     progress: Progress = SILENT,
 ) -> Site:
     """Make the layer ``labels`` of a tagged site; each step is kept in the site and resumed.
@@ -76,71 +79,147 @@ def pseudo_label(
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.
         batch_size: windows at a time for the CAMs; by default what suits the device.
-        workers: threads for the CRF, processes for superpixels; all cores by default.
+        workers: threads for the CRF, processes for superpixels; all cores by default. With
+            ``dask="auto"`` processes for every step, by default one per core, or per GPU.
+        dask: the address of a Dask scheduler whose workers compute the layers, or ``auto`` for
+            workers on this machine; None for this process, which in any case fits the classifier
+            and numbers objects. All must see the same files under the same absolute paths. A
+            script calls this below ``if __name__ == "__main__":``.
         progress: shows what is going on.
 
     Returns:
         The site.
 
     Raises:
-        InputError: no tags, no SAM weights, a model of other classes or bands, or polygons that
-            do not meet the site.
+        InputError: no tags, no SAM weights, a model of other classes or bands, polygons that do
+            not meet the site, or Dask workers that cannot do the work.
+        RunError: workers were lost for good.
     """
     if settings is None:
         settings = RECIPES[recipe_for(background=Site(site).classes.background is not None)]
     settings.check()
     if until != "cam":
         require_engine(settings.crf)
+    if dask is None:
+        pick_device(device)
+    else:  # workers may stand in another folder
+        site, model = Path(site).absolute(), None if model is None else Path(model).absolute()
     opened = Site(site)
-    where = pick_device(device)
-    count = workers or os.cpu_count() or 1
     if model is None:
         _check_jitter(opened, settings.classifier)
     else:
         _check_model(opened, Path(model))
     chain = _Chain.plan(opened, settings, aoi)
+    opened.tidy()
+    seen = settings.classifier.window + 2 * settings.classifier.halo
+    foretell_layers(opened, seen, settings.classifier.batch_size, progress)
     weights = _sam_weights(settings, sam, until, progress)
-    seeds: Stage
-    at_once = batch_size or default_batch_size(where) // 2
-    if model is None:
-        checkpoint = _classifier(chain, where, progress)
-        cell, foreground = settings.classifier.cell, opened.classes.foreground
-        seeds = CamStage(checkpoint, settings.cam, where, at_once, cell, foreground)
-        cam_key = fingerprint(settings.cam, checkpoint.stem)
-    else:
-        path, flips = Path(model), settings.cam.flips
-        seeds = SegmenterStage(path, flips, where, at_once, opened.classes.foreground)
-        seen = [settings.classifier.window, settings.classifier.halo]
-        cam_key = fingerprint(describe_source(path), flips, seen)
-    run(seeds, opened, cam_key, chain.mixed, workers=1, progress=progress)
-    if until == "cam":
-        return opened
-    stretched = model is None and settings.cam.scores == "minmax"
-    crf = CrfStage(
-        cam_key,
-        settings.crf,
-        opened.bands,
-        len(opened.classes),
-        opened.classes.background,
-        settings.cam.background_power if stretched else None,
-        where,
-    )
-    crf_key = fingerprint(settings.crf, cam_key)
-    run(crf, opened, crf_key, chain.mixed, workers=count, progress=progress)
-    if until == "crf":
-        return opened
-    masks_key = objects_key = None
-    if settings.proposals.proposals != "none":
-        masks_key, objects_key = _objects(
-            chain, settings.proposals, weights, str(where), count, progress
-        )
-    overlap = settings.proposals.overlap
-    labels = LabelStage(
-        crf_key, masks_key, objects_key, settings.labels, overlap, opened.classes.background
-    )
-    labels_key = fingerprint(settings.labels, overlap, crf_key, objects_key, chain.area_key)
-    run(labels, opened, labels_key, chain.tagged, workers=1, progress=progress)
+    with connected(dask, workers, device, progress) as cluster:
+        if cluster is None:
+            where = pick_device(device)
+        else:
+            linked = [scene.source for scene in opened.scenes.values() if scene.linked]
+            weights = None if weights is None else weights.absolute()
+            files = [Path(path) for path in (model, weights) if path is not None]
+            where, _ = cluster.survey([opened.path, *linked, *files], opened.path)
+        means = _Means(where, workers or os.cpu_count() or 1, cluster, progress)
+        checkpoint = _classifier(chain, device, progress) if model is None else Path(model)
+        cams = _cams(chain, settings, checkpoint, model is not None, batch_size, means)
+        if until == "cam":
+            return opened
+        stretched = model is None and settings.cam.scores == "minmax"
+        posteriors = _posteriors(chain, settings, cams, stretched, means)
+        if until != "crf":
+            _labels(chain, settings, posteriors, weights, means)
     return opened
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Who computes layers.
+
+    Args:
+        device: where networks run.
+        workers: threads or processes, where there is no cluster.
+        cluster: computes in their place, or None.
+        progress: shows what is going on.
+    """
+
+    device: torch.device
+    workers: int
+    cluster: Cluster | None
+    progress: Progress
+
+    def run(self, stage: Stage, site: Site, key: str, tiles: Mapping[str, Sequence[Tile]]) -> None:
+        """Compute a layer."""
+        run(
+            stage,
+            site,
+            key,
+            tiles,
+            workers=self.workers,
+            progress=self.progress,
+            cluster=self.cluster,
+        )
+
+
+def _cams(
+    chain: _Chain,
+    settings: Settings,
+    checkpoint: Path,
+    is_segmenter: bool,
+    batch_size: int | None,
+    means: _Means,
+) -> str:
+    """Make the layer ``cam``; return its fingerprint."""
+    where, foreground = means.device, chain.site.classes.foreground
+    at_once = batch_size or default_batch_size(where) // 2
+    stage: Stage
+    if is_segmenter:
+        flips = settings.cam.flips
+        stage = SegmenterStage(checkpoint, flips, where, at_once, foreground)
+        seen = [settings.classifier.window, settings.classifier.halo]
+        key = fingerprint(describe_source(checkpoint), flips, seen)
+    else:
+        cell = settings.classifier.cell
+        stage = CamStage(checkpoint, settings.cam, where, at_once, cell, foreground)
+        key = fingerprint(settings.cam, checkpoint.stem)
+    means.run(stage, chain.site, key, chain.mixed)
+    return key
+
+
+def _posteriors(
+    chain: _Chain, settings: Settings, cams: str, stretched: bool, means: _Means
+) -> str:
+    """Make the layer ``crf``; return its fingerprint."""
+    site = chain.site
+    stage = CrfStage(
+        cams,
+        settings.crf,
+        site.bands,
+        len(site.classes),
+        site.classes.background,
+        settings.cam.background_power if stretched else None,
+        means.device,
+    )
+    key = fingerprint(settings.crf, cams)
+    means.run(stage, site, key, chain.mixed)
+    return key
+
+
+def _labels(
+    chain: _Chain, settings: Settings, posteriors: str, weights: Path | None, means: _Means
+) -> None:
+    """Make the layer ``labels``, and those that it needs besides the posteriors."""
+    masks = objects = None
+    if settings.proposals.proposals != "none":
+        masks, objects = _objects(chain, settings.proposals, weights, means)
+    site, overlap = chain.site, settings.proposals.overlap
+    stage = LabelStage(
+        posteriors, masks, objects, settings.labels, overlap, site.classes.background
+    )
+    key = fingerprint(settings.labels, overlap, posteriors, objects, chain.area_key)
+    means.run(stage, site, key, chain.tagged)
 
 
 def _check_model(site: Site, model: Path) -> None:
@@ -238,9 +317,7 @@ def _objects(
     chain: _Chain,
     config: ProposalConfig,
     weights: Path | None,
-    device: str,
-    workers: int,
-    progress: Progress,
+    means: _Means,
 ) -> tuple[str, str]:
     """Make the masks and objects where tags leave a choice; return the layers' fingerprints.
 
@@ -252,13 +329,13 @@ def _objects(
     places = {name: [[tile.row, tile.col] for tile in tiles] for name, tiles in windows.items()}
     tiling = next(iter(tilings.values()))
     geometry = [tiling.core, tiling.halo]
-    stage = MaskStage(config, site.bands, weights, device, *geometry)
+    stage = MaskStage(config, site.bands, weights, str(means.device), *geometry)
     masks = fingerprint(_mask_settings(config, weights), site.bands.to_dict(), geometry)
     if site.layers.get(MASKS) != masks:
         site.forget_layers([OBJECTS])  # they number the masks of other settings
-    run(stage, site, masks, windows, workers=workers, progress=progress)
+    means.run(stage, site, masks, windows)
     objects = fingerprint(masks, config.join, places)
-    number_objects(site, masks, objects, windows, join=config.join, progress=progress)
+    number_objects(site, masks, objects, windows, join=config.join, progress=means.progress)
     return masks, objects
 
 
@@ -315,7 +392,7 @@ def _sam_weights(
     return None
 
 
-def _classifier(chain: _Chain, device: torch.device, progress: Progress) -> Path:
+def _classifier(chain: _Chain, device: str, progress: Progress) -> Path:
     """Return the checkpoint of the classifier of these tags, fitted now unless it was before."""
     site, config = chain.site, chain.config
     key = fingerprint(
@@ -328,7 +405,7 @@ def _classifier(chain: _Chain, device: torch.device, progress: Progress) -> Path
     if path.exists():
         progress.detail(f"classifier {key} was fitted before")
     else:
-        network = _fit_classifier(chain, work, device, progress)
+        network = _fit_classifier(chain, work, pick_device(device), progress)
         with replacing(path.with_suffix(".csv"), overwrite=True) as temporary:
             shutil.copyfile(work / "metrics.csv", temporary)
         card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)

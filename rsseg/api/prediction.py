@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,11 @@ from rasterio.errors import RasterioError
 
 from rsseg import __version__
 from rsseg.api.cutting import Cut
+from rsseg.api.preflight import Reading, foretell_maps, look_at, span
 from rsseg.api.suitability import open_suitable
 from rsseg.api.targets import Targets, hidden_confidence, sources_of
 from rsseg.classes import Classes
+from rsseg.cluster import LOCAL, connected
 from rsseg.config import fingerprint
 from rsseg.errors import InputError
 from rsseg.io.blocks import BlockStore
@@ -27,16 +29,25 @@ from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
 from rsseg.io.vector_output import check_degrees
 from rsseg.nets.checkpoint import Card, Checkpoint
-from rsseg.nets.device import pick_device
+from rsseg.nets.device import hardware, pick_device
+from rsseg.nets.folding import folded
 from rsseg.nets.segmenter import Forward
 from rsseg.progress import SILENT, Progress
 from rsseg.stages.job import Job
 from rsseg.stages.outputs import Outputs
+from rsseg.stages.pieces import Shared
 from rsseg.stages.planning import Plan, plan
 from rsseg.stages.predict import predict_map
 
-LEAST_DISK_SHARE = 0.05
-"""Class maps deflate to this share of their pixels at the best; less disk never suffices."""
+TIMED_BATCHES = 200
+"""From this many batches on, two more to foretell the time do not count."""
+
+READERS = {"cpu": 1}
+"""Threads that read ahead, by default and by device. Each decodes the blocks that its windows
+touch, so on a CPU, which one can feed, a second would decode most of them again."""
+
+MANY_READERS = 4
+"""The same for devices that are faster."""
 
 RUN_TAG = "RSSEG_RUN"
 """GeoTIFF tag that tells whether a map was made by the same network with the same settings."""
@@ -85,8 +96,11 @@ def predict(
     gsd: float | None = None,
     block_rows: int | None = None,
     batch_size: int | None = None,
-    workers: int = 2,
+    blend: str = "ramp",
+    tta: str = "none",
+    workers: int | None = None,
     device: str = "auto",
+    dask: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -112,9 +126,18 @@ def predict(
             The map is on the raster's own grid all the same.
         block_rows: height of the blocks that an interruption can cost; changes no pixel.
         batch_size: windows at a time; by default what suits the device.
-        workers: threads that read ahead; changes no pixel.
+        blend: how overlapping windows pass into each other: ``ramp``, in a narrow line in the
+            middle of the overlap; ``gaussian`` or ``hann``, over all of it; ``crop``, at once.
+        tta: ``flips`` averages what the network says of the image and of its three mirrorings,
+            which takes four times as long; ``none`` does not.
+        workers: threads that read ahead, by default 1 on a CPU and 4 on a GPU; with
+            ``dask="auto"`` processes, by default one per core, or per GPU where the network runs
+            on GPUs; changes no pixel.
         device: where the network runs.
-        dry_run: check and plan, but write nothing.
+        dask: the address of a Dask scheduler whose workers make the map, or ``auto`` for workers
+            on this machine; None for this process. All must see the same files under the same
+            absolute paths. A script calls this below ``if __name__ == "__main__":``.
+        dry_run: check and plan for this process, but write nothing.
         overwrite: replace existing maps.
         progress: shows what is going on.
 
@@ -125,46 +148,93 @@ def predict(
         InputError: a file, an option or an output does not fit; nothing was written.
         RunError: reading or writing failed on the way.
     """
-    checkpoint = Checkpoint(Path(model), "segmenter")
-    where = pick_device(device)
-    cut = Cut.of(checkpoint.card, where, window, overlap, gsd, batch_size)
     _check_counts(block_rows, workers)
-    sources = sources_of(inputs)
-    sure, shares = (None if path is None else Path(path) for path in (confidence, probabilities))
-    places = Outputs(Path(out), sure, shares, overwrite=overwrite)
-    targets = Targets.of(inputs, sources, places, None if vectors is None else Path(vectors))
-    keys = _Keys.of(checkpoint, where, cut, aoi)
-    orders = _orders(sources, targets, checkpoint.card, cut, aoi, progress)
-    read = [Path(path) for path in (*sources, model, aoi) if path is not None]
-    orders = _unmade(orders, targets, checkpoint.card.classes, keys.run, read, progress)
-    planned = [order.planned(block_rows, workers) for order in orders]
-    _check_disk(planned, targets.parent, progress)
-    forward = Forward(checkpoint.segmenter(), where, progress)
-    if dry_run:
-        pace = _seconds_per_window(forward, orders[0].job)
-        return [replace(p, seconds=pace * math.prod(p.plan.windows)) for p in planned]
-    targets.make_folders()
-    for order in orders:
-        if not order.only_vectors:
-            predict_map(
-                order.job,
-                forward,
-                replace(order.outputs, tags=_tags(checkpoint, order, cut, keys.run)),
-                classes=checkpoint.card.classes,
-                fingerprint=keys.network,
-                block_rows=block_rows,
-                workers=workers,
-                source=order.source,
-                progress=progress,
-            )
-        order.draw(progress)
+    place = Path if dask is None else _absolute
+    checkpoint = Checkpoint(place(model), "segmenter")
+    sources = [place(path) for path in sources_of(inputs)]
+    sure, shares, drawn = (
+        None if path is None else place(path) for path in (confidence, probabilities, vectors)
+    )
+    places = Outputs(place(out), sure, shares, overwrite=overwrite)
+    targets = Targets.of(inputs, sources, places, drawn)
+    aoi = None if aoi is None else place(aoi)
+    read = [path for path in (*sources, checkpoint.path, aoi) if path is not None]
+    with connected(None if dry_run else dask, workers, device, progress) as cluster:
+        if cluster is None:
+            where, made_on = pick_device(device), hardware(pick_device(device))
+        else:
+            where, made_on = cluster.survey(read, targets.parent)
+        readers = READERS.get(where.type, MANY_READERS)
+        if workers is not None and dask != LOCAL:
+            readers = workers
+        cut = Cut.of(checkpoint.card, where, window, overlap, gsd, batch_size, blend, tta)
+        keys = _Keys.of(checkpoint, made_on, cut, aoi)
+        layouts = look_at(sources, Reading.squares(cut.window, cut.overlap, readers), progress)
+        orders = _orders(sources, targets, checkpoint.card, cut, aoi, progress)
+        orders = _unmade(orders, targets, checkpoint.card.classes, keys.run, read, progress)
+        planned = [order.planned(block_rows, readers) for order in orders]
+        foretell_maps(
+            [one.plan for one in planned],
+            targets.parent,
+            layouts,
+            readers,
+            on_cpu=where.type == "cpu",
+            progress=progress,
+        )
+        made_of = checkpoint.path, checkpoint.fingerprint, str(where), cut.window, cut.tta
+        forward = None if cluster is not None else network_of(*made_of, progress)
+        if forward is not None and not dry_run:
+            _tell_time(forward, orders[0].job, planned, progress)
+        if forward is not None and dry_run:
+            pace = _seconds_per_window(forward, orders[0].job)
+            return [replace(p, seconds=pace * math.prod(p.plan.windows)) for p in planned]
+        make = partial(
+            predict_map,
+            network=forward,
+            classes=checkpoint.card.classes,
+            fingerprint=keys.network,
+            block_rows=block_rows,
+            workers=readers,
+            elsewhere=None if cluster is None else Shared(cluster, network_of, made_of, readers),
+            progress=progress,
+        )
+        targets.make_folders()
+        for order in orders:
+            if not order.only_vectors:
+                tags = _tags(checkpoint, order, cut, keys.run)
+                outputs = replace(order.outputs, tags=tags)
+                make(order.job, outputs=outputs, source=order.source)
+            order.draw(progress)
     return planned
 
 
-def _check_counts(block_rows: int | None, workers: int) -> None:
+def network_of(
+    path: Path, _: str, device: str, window: int, tta: str, progress: Progress = SILENT
+) -> Forward:
+    """Return the segmenter of a checkpoint, ready to run.
+
+    Args:
+        path: the checkpoint.
+        _: its fingerprint, so that workers who keep networks tell it from others of this name.
+        device: where it runs.
+        window: side of the images it will see.
+        tta: how often it looks at each.
+        progress: told when the memory forces smaller batches.
+    """
+    checkpoint = Checkpoint(path, "segmenter")
+    network = folded(checkpoint.segmenter(), len(checkpoint.card.bands), window)
+    return Forward(network, torch.device(device), progress, tta)
+
+
+def _absolute(path: str | Path) -> Path:
+    """Return a path that means the same to workers, who may stand in another folder."""
+    return Path(path).absolute()
+
+
+def _check_counts(block_rows: int | None, workers: int | None) -> None:
     if block_rows is not None and block_rows < 1:
         raise InputError(f"block rows {block_rows}: give 1 or more")
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise InputError(f"workers {workers}: give 0 or more")
 
 
@@ -224,6 +294,14 @@ class _Order:
     def unmade(self, run_key: str) -> _Order:
         """Return what an interrupted run has left to do of it."""
         return replace(self, only_vectors=self.are_made(self.outputs.paths, run_key))
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed after its last file had its name has left."""
+        scratch = self.outputs.scratch
+        if scratch.exists():
+            BlockStore(scratch, "", 1, self.job.shape, 1).remove()
+        if self.vectors is not None:
+            hidden_confidence(self.vectors).unlink(missing_ok=True)
 
     def draw(self, progress: Progress) -> None:
         """Write the polygons of the map, if they are wanted."""
@@ -294,7 +372,14 @@ def _orders(
                 progress.note(f"{path}: left out, {error}")
             continue
         job = Job(
-            raster, card.bands, len(card.classes), cut.window, cut.overlap, cut.batch_size, area
+            raster=raster,
+            bands=card.bands,
+            class_count=len(card.classes),
+            window=cut.window,
+            overlap=cut.overlap,
+            batch_size=cut.batch_size,
+            area=area,
+            blend=cut.blend,
         )
         orders.append(_Order(path, job, source, targets.of_source(path), targets.vectors_of(path)))
     if not orders and missed is not None:
@@ -315,12 +400,8 @@ class _Keys:
     run: str
 
     @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, device: torch.device, cut: Cut, aoi: str | Path | None
-    ) -> _Keys:
-        on_gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else device.type
-        network = fingerprint(checkpoint.fingerprint, name, torch.__version__)
+    def of(cls, checkpoint: Checkpoint, made_on: str, cut: Cut, aoi: str | Path | None) -> _Keys:
+        network = fingerprint(checkpoint.fingerprint, made_on, torch.__version__, cut.tta)
         # Names alone: in a map's tags neither folders nor times may show.
         area = None if aoi is None else Path(aoi).name
         return cls(network, fingerprint(network, asdict(cut), area, __version__))
@@ -338,7 +419,10 @@ def _unmade(
 
     Where only some are there, the run was interrupted and goes on; where all are, it was not.
     """
-    left = [order.unmade(run_key) for order in orders if not order.is_made(run_key)] or list(orders)
+    made = [order for order in orders if order.is_made(run_key)]
+    for order in made:
+        order.tidy()
+    left = [order.unmade(run_key) for order in orders if order not in made] or list(orders)
     if len(left) < len(orders):
         progress.note(f"{len(orders) - len(left)} of {len(orders)} maps were made before")
     for order in left:
@@ -346,25 +430,24 @@ def _unmade(
     return left
 
 
-def _check_disk(planned: Sequence[Prediction], folder: Path, progress: Progress) -> None:
-    """Raise InputError where the disk is too small for certain; warn where it may be."""
-    scratch = max(one.plan.scratch_bytes for one in planned)
-    needed = scratch + sum(one.plan.output_bytes for one in planned)
-    free = shutil.disk_usage(folder).free
-    found = f"up to {needed / 1e9:.2f} GB of disk are needed, {free / 1e9:.2f} GB are free"
-    if needed * LEAST_DISK_SHARE > free:
-        raise InputError(f"{folder}: {found}; make room or give another disk with --out")
-    if needed > free:
-        progress.warn(f"{folder}: {found}; if it fills up, make room and run again to go on")
+def _tell_time(
+    forward: Forward, job: Job, planned: Sequence[Prediction], progress: Progress
+) -> None:
+    """Say how long long work will take; of short work the measuring would be a part."""
+    windows = sum(math.prod(one.plan.windows) for one in planned)
+    if windows >= TIMED_BATCHES * job.batch_size:
+        pace = _seconds_per_window(forward, job)
+        progress.note(f"{span(pace * windows)}, by the pace of the network on empty windows")
 
 
 def _seconds_per_window(forward: Forward, job: Job) -> float:
     """Measure the network on a batch of empty windows, after one to warm up."""
-    images = np.zeros((job.batch_size, len(job.bands), job.window, job.window), np.float32)
-    forward(images)
+    count = min(job.batch_size, len(job.cols))  # no batch spans two rows of windows
+    images = np.zeros((count, len(job.bands), job.window, job.window), np.float32)
+    list(forward.logits(images))
     start = time.perf_counter()
-    forward(images)
-    return (time.perf_counter() - start) / job.batch_size
+    list(forward.logits(images))
+    return (time.perf_counter() - start) / count
 
 
 def _tags(checkpoint: Checkpoint, order: _Order, cut: Cut, run_key: str) -> dict[str, str]:
@@ -386,6 +469,8 @@ def _command(checkpoint: Checkpoint, order: _Order, cut: Cut) -> str:
         "window": cut.window,
         "overlap": f"{cut.overlap:g}",
         "batch-size": cut.batch_size,
+        "blend": cut.blend,
+        "tta": cut.tta,
         "gsd": None if cut.gsd is None else f"{cut.gsd:g}",
         "aoi": None if area is None else area.path.name,
     }

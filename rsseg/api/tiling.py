@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rsseg.api.preflight import WHOLE_WIDTH, Reading, foretell_site, look_at
 from rsseg.bands import three_bands
 from rsseg.classes import Classes
 from rsseg.config import TileConfig
@@ -58,6 +59,8 @@ def tile(
     """
     out = Path(out)
     paths = [path for given in rasters for path in list_rasters(Path(given))]
+    core, _ = split_overlap(config.size, config.overlap)
+    look_at(paths, Reading((core, WHOLE_WIDTH), (core, WHOLE_WIDTH)), progress)
     opened = [Raster(path, tuple(bands) if bands else None) for path in paths]
     plan = _plan(opened, classes, config, three_bands(rgb), chips, link)
     # Interrupted between the two: the site is there, its tag sheet is not.
@@ -130,8 +133,8 @@ def _announce(plan: SitePlan, out: Path, progress: Progress) -> None:
     free = shutil.disk_usage(out.resolve().parent).free
     progress.note(
         f"{len(plan.rasters)} scene(s), {plan.tile_count()} tiles; pixels are "
-        f"{'linked' if plan.links else 'copied'}; all steps together need up to "
-        f"{size / 1e9:.2f} GB of disk and {files} files ({free / 1e9:.1f} GB free)"
+        f"{'linked' if plan.links else 'copied'}; all steps together need {files} files, "
+        + foretell_site(plan, out.resolve().parent, progress)
     )
     if size > free:
         raise InputError(

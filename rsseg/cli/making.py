@@ -21,6 +21,7 @@ from rsseg.options import (
     Chips,
     ClassNames,
     Config,
+    Dask,
     Device,
     Encoder,
     EncoderWeights,
@@ -165,6 +166,7 @@ def pseudo_label(
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: LabelWorkers = None,
+    dask: Dask = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -194,6 +196,7 @@ def pseudo_label(
             device=device,
             **given(batch_size=batch_size),
             workers=workers,
+            dask=dask,
             progress=console,
         )
         write()
@@ -241,6 +244,7 @@ def train(
 ) -> None:
     """Train the segmenter on the labels and write its checkpoint."""
     from rsseg.api import train
+    from rsseg.learn.team import Team
 
     with open_console(context, quiet, verbose) as console:
         settings = with_options(
@@ -266,4 +270,5 @@ def train(
             overwrite=overwrite,
             progress=console,
         )
-        print_paths([path])
+        if Team.of_environment().leads:
+            print_paths([path])

@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ _SIGN = '{"format": "rsseg blocks'
 _HEADER = "store.json"
 _SUFFIX = ".block"
 _UNFINISHED = ".new"
+_HALVES = f"*{_SUFFIX}*{_UNFINISHED}"
 
 
 class BlockStore:
@@ -69,6 +71,22 @@ class BlockStore:
             index for index in range(len(self)) if not (self._begun and self._file(index).exists())
         ]
 
+    def begin(self) -> None:
+        """Make the store where it is not there yet, before several processes write blocks.
+
+        What killed runs have left half written goes.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            if self._begun:
+                self._clear(_HALVES)
+            else:
+                self._begin()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def write(self, index: int, block: NDArray[np.uint8]) -> None:
         """Keep a finished block: (count, rows, W) uint8.
 
@@ -79,12 +97,16 @@ class BlockStore:
         try:
             if not self._begun:
                 self._begin()
-            _put(self._file(index), zlib.compress(block.tobytes(), level=1))
+            # A worker that was given up as lost may still be writing the same block.
+            _put(self._file(index), zlib.compress(block.tobytes(), level=1), f".{uuid4().hex}")
         except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror or error}); "
-                "what is done is kept: run again to go on"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path}: cannot be written ({error.strerror or error}); "
+            "what is done is kept: run again to go on"
+        )
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return a block that is not missing: (count, rows, W) uint8, read-only.
@@ -136,8 +158,8 @@ class BlockStore:
         _put(self.path / _HEADER, self._header.encode())
         self._begun = True
 
-    def _clear(self) -> None:
-        for pattern in (f"*{_SUFFIX}", f"*{_SUFFIX}{_UNFINISHED}"):
+    def _clear(self, *patterns: str) -> None:
+        for pattern in patterns or (f"*{_SUFFIX}", _HALVES):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
 
@@ -169,10 +191,14 @@ def _found(path: Path) -> str | None:
     )
 
 
-def _put(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+def _put(path: Path, data: bytes, mark: str = "") -> None:
+    unfinished = path.with_name(f"{path.name}{mark}{_UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise

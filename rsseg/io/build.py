@@ -17,7 +17,7 @@ from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Tiling, Window
-from rsseg.io.layers import Layer, geo_attributes, write_spatial_ref
+from rsseg.io.layers import Layer, geo_attributes, sweep, write_spatial_ref
 from rsseg.io.raster import Raster
 from rsseg.io.site import FORMAT, Site, describe_source, partial_path
 from rsseg.io.tag_table import plain_name
@@ -125,6 +125,7 @@ def create(
             _fill_scene(group, raster, plan, advance)
         else:
             advance(raster.grid.window.area)
+    sweep(partial)
     # Out of the way before it is removed: half a site must never stand under the name.
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -89,6 +89,17 @@ class Layer:
         return values[..., rows[:, None], cols], inside
 
 
+def sweep(folder: Path) -> None:
+    """Remove what zarr was writing when its process was killed; nobody may be writing there now.
+
+    Args:
+        folder: of a group, with all that is in it.
+    """
+    for path in folder.rglob("*.partial"):
+        if path.is_file():  # a classifier that is being fitted has a folder of that ending
+            path.unlink(missing_ok=True)
+
+
 LABELS = LayerSpec("labels", "uint8", fill=IGNORE)
 
 

@@ -36,6 +36,13 @@ MAX_CHECKED_BLOCKS = 4096
 _filters_lock = threading.Lock()
 
 
+def cache_bytes() -> int:
+    """Return how many bytes of blocks GDAL keeps: what the user says, or 256 MB."""
+    text = os.environ.get(_CACHE, _USUAL_CACHE)
+    size = int(text if text.isdecimal() else _USUAL_CACHE)
+    return size if size >= 100_000 else size * 2**20  # so GDAL tells bytes from megabytes
+
+
 def small_cache() -> AbstractContextManager[object]:
     """Have GDAL keep few blocks, where it has not read one yet and the user says nothing else.
 
@@ -121,8 +128,9 @@ def check_readable(dataset: Any, path: Path, bands: Sequence[int]) -> None:
     """Raise InputError for missing parts that show without reading everything."""
     if dataset.driver == "GTiff" and path.is_file():
         _check_tiff_blocks(dataset, path)
-    if dataset.driver == "VRT" and path.is_file():
-        _check_sources(dataset, path)
+    for source in vrt_sources(dataset, path):
+        if not source.exists():
+            raise InputError(f"{path}: its source {source} does not exist; build the VRT again")
     height, width = dataset.shape
     for row, col in ((0, 0), (height - 1, width - 1)):
         try:
@@ -156,15 +164,21 @@ def _check_tiff_blocks(dataset: Any, path: Path) -> None:
             )
 
 
-def _check_sources(dataset: Any, path: Path) -> None:
-    for description in dataset.tags(ns="xml:VRT").values():
+def vrt_sources(dataset: Any, path: Path) -> list[Path]:
+    """Return the files that an open VRT shows; none of other rasters.
+
+    Names with a colon, which may be GDAL's own (a subdataset, a URL), are left out.
+    """
+    if dataset.driver != "VRT" or not path.is_file():
+        return []
+    return [
+        path.parent / name if relative == "1" else Path(name)
+        for description in dataset.tags(ns="xml:VRT").values()
         for relative, name in re.findall(
             r'<SourceFilename(?: relativeToVRT="(\d)")?[^>]*>([^<]+)<', description
-        ):
-            source = path.parent / name if relative == "1" else Path(name)
-            # Names with a colon may be GDAL's own (a subdataset, a URL).
-            if ":" not in name and not name.startswith("/vsi") and not source.exists():
-                raise InputError(f"{path}: its source {source} does not exist; build the VRT again")
+        )
+        if ":" not in name and not name.startswith("/vsi")
+    ]
 
 
 def grid_of(dataset: Any) -> Grid:

@@ -33,7 +33,7 @@ from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Tiling, Window
-from rsseg.io.layers import Layer, LayerSpec, geo_attributes, write_spatial_ref
+from rsseg.io.layers import Layer, LayerSpec, geo_attributes, sweep, write_spatial_ref
 from rsseg.io.raster import Raster
 from rsseg.io.tag_table import UNKNOWN, SceneTiles, TagTable, is_tagged
 
@@ -272,6 +272,10 @@ class Site:
         """Make a finished layer the current one of its name."""
         layers = {**self.layers, name: fingerprint}
         self._root.attrs["rsseg"] = {**self._facts, "layers": layers}
+
+    def tidy(self) -> None:
+        """Remove what a killed run was writing; no other run may be at work on the site."""
+        sweep(self.path)
 
     def forget_layers(self, names: Iterable[str]) -> None:
         """Make layers no longer current, because what they were made from changed."""

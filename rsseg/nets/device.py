@@ -37,6 +37,14 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def hardware(device: torch.device) -> str:
+    """Return what tells the results of a device from those of another: the GPU's make, or its kind.
+
+    It stands in fingerprints, since other hardware rounds otherwise.
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def training_precision(device: torch.device) -> Precision:
     """Return Lightning's precision name: bf16 where the hardware has it, else half or single."""
     if device.type == "cuda":

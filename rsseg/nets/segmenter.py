@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ from rsseg.progress import Progress
 
 TINY_RADIUS = 8
 """Pixels that the ``tiny`` network sees beyond the pixel it classifies."""
+
+TTA: Mapping[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "flips": ((), (-1,), (-2,), (-2, -1)),
+}
+"""Test-time augmentations: over which axes an image is mirrored, each time its probabilities are
+computed; they are averaged."""
 
 CPU_PIXELS = 2**18
 """Pixels that go through a network together on a CPU, where larger batches save no time: bounds
@@ -104,28 +112,50 @@ class Forward:
         network: gives logits.
         device: where it runs.
         progress: told when the memory forces smaller batches.
+        tta: of ``TTA``: whether the network also looks at the mirrored image.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, progress: Progress, tta: str = "none"
+    ) -> None:
+        assert tta in TTA
         self._network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._device = device
         self._progress = progress
+        self._mirrored = TTA[tta]
         self._limit: int | None = None
+        self._way = _Way(device)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, C, S, S) float32 -> (B, K, S, S) float32, summing to one over the classes."""
+        with inference(self._device):
+            return np.stack(
+                [torch.from_numpy(one).softmax(dim=0).numpy() for one in self.logits(images)]
+            )
 
-        def run(at_once: int) -> NDArray[np.float32]:
+    def logits(self, images: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+        """Return what a softmax over the classes makes probabilities of.
+
+        A GPU goes on working after the return; going through what is returned waits for it.
+
+        Args:
+            images: (B, C, S, S) float32; best with the pixels of an image lying together.
+
+        Returns:
+            B arrays (K, S, S) float32, to be gone through once.
+        """
+
+        def run(at_once: int) -> list[Iterable[NDArray[np.float32]]]:
             if at_once < most:  # more did not fit, so the next batches need not try it
                 self._limit = at_once
-            parts = [
-                self._probabilities(images[start : start + at_once])
-                for start in range(0, len(images), at_once)
-            ]
-            return np.concatenate(parts)
+            with inference(self._device):
+                return [
+                    self._way.back(self._scores(self._way.there(images[start : start + at_once])))
+                    for start in range(0, len(images), at_once)
+                ]
 
         most = min(len(images), self._limit or self._windows_at_once(images))
-        return halving(run, most, self._progress)
+        return chain.from_iterable(halving(run, most, self._progress))
 
     def _windows_at_once(self, images: NDArray[np.float32]) -> int:
         """Return how many windows may go through the network together, whatever the batch.
@@ -137,8 +167,56 @@ class Forward:
         side: int = images.shape[-1]
         return max(1, CPU_PIXELS // side**2)
 
-    def _probabilities(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        with inference(self._device):
-            batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
-            logits: Tensor = self._network(batch)
-            return logits.softmax(dim=1).float().cpu().numpy()
+    def _scores(self, batch: Tensor) -> Tensor:
+        if self._mirrored == ((),):
+            return self._network(batch).float()  # type: ignore[no-any-return]
+        seen = [
+            self._network(batch.flip(axes)).float().softmax(dim=1).flip(axes)
+            for axes in self._mirrored
+        ]
+        mean = torch.stack(seen).mean(dim=0)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+
+class _Way:
+    """The way of images to a device and of what it says back, beside its work where it can.
+
+    Args:
+        device: a GPU has streams of its own for both ways, and memory for them that does not move.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams: list[torch.cuda.Stream] = []
+        if device.type == "cuda":
+            self._streams = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
+
+    def there(self, images: NDArray[np.float32]) -> Tensor:
+        """(B, C, S, S) float32 -> the same on the device, pixels lying together."""
+        batch = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        if not self._streams:
+            return batch.to(self._device)
+        upload, work = self._streams[0], torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(upload):
+            moved = batch.pin_memory().to(self._device, non_blocking=True)
+        work.wait_stream(upload)
+        moved.record_stream(work)
+        return moved
+
+    def back(self, scores: Tensor) -> Iterable[NDArray[np.float32]]:
+        """(B, K, S, S) -> its B parts, each there when it is asked for."""
+        if not self._streams:
+            arrays: NDArray[np.float32] = scores.cpu().numpy()
+            return arrays
+        download = self._streams[1]
+        download.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(download):
+            host = torch.empty_like(scores, device="cpu", pin_memory=True)
+            host.copy_(scores, non_blocking=True)
+        scores.record_stream(download)
+        return _arrived(download.record_event(), host)
+
+
+def _arrived(event: torch.cuda.Event, host: Tensor) -> Iterator[NDArray[np.float32]]:
+    event.synchronize()
+    yield from host.numpy()

@@ -2,62 +2,91 @@
 
 The raster is cut into overlapping windows anchored at its origin. They are taken row by row, left
 to right, in batches that never span two rows of windows; class probabilities are weighted and
-summed window by window, and what no later window touches is decided at once. Only the strip where
-two rows of windows overlap waits, so memory grows with the raster's width and not with its height.
-Neither blocks nor workers nor an interruption change the order of any sum, hence of any pixel.
+summed window by window, and what no later window touches is decided at once. Only the strip in
+which two rows of windows both have a say waits, so memory grows with the raster's width and not
+with its height.
+
+Three kinds of threads work side by side: some read ahead and normalise, the caller's own runs the
+network, and one more blends, window after window. Neither blocks nor workers nor an interruption
+change the order of any sum, hence of any pixel.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby, islice, product
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsseg.classes import IGNORE
 from rsseg.grid import Window
-from rsseg.io.mapfile import SHARE_SCALE
-from rsseg.ops.blend import axis_weights
+from rsseg.ops.blend import Span
+from rsseg.ops.mosaic import add_window, normalise_into
 from rsseg.stages.ahead import ahead
 from rsseg.stages.job import Job
 
-Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Images (B, C, S, S) float32, normalised → class probabilities (B, K, S, S) float32 in [0, 1]."""
-
 T = TypeVar("T")
+
+IN_WORK = 2
+"""How many batches may be on their way from the network to the map."""
+
+
+class Network(Protocol):
+    """What the engine asks of a network."""
+
+    def logits(self, images: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+        """Return what a softmax over the classes makes probabilities of.
+
+        Args:
+            images: (B, C, S, S) float32, normalised.
+
+        Returns:
+            B arrays (K, S, S) float32, in order. Another thread goes through them, once, and may
+            wait there for a device to finish.
+        """
+        ...
 
 
 class _Seen(NamedTuple):
     row: int
     col: int
-    image: NDArray[np.float32] | None  # (C, S, S); None where there is nothing to predict
+    image: NDArray[np.float32] | None  # (S, S, C); None where there is nothing to predict
     valid: NDArray[np.bool_]  # (S, S)
+
+
+class _Scored(NamedTuple):
+    """A batch of windows of one row, on its way to be blended."""
+
+    row: int
+    seen: list[_Seen]
+    logits: Iterable[NDArray[np.float32]]
+    is_last: bool  # an empty batch that ends the row
 
 
 def predict_blocks(
     job: Job,
-    forward: Forward,
+    network: Network,
     *,
     block_rows: int,
     wanted: Sequence[int] | None = None,
     probabilities: bool = False,
     workers: int = 2,
     tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+) -> Generator[tuple[int, NDArray[np.uint8]]]:
     """Predict block by block.
 
     Args:
         job: what to predict.
-        forward: the network.
+        network: says what is in a window.
         block_rows: height of a block in pixels; the last one may be lower.
         wanted: indices of the blocks to make, ascending; None makes all.
         probabilities: whether to give every class's probability instead of the confidence.
-        workers: threads that read ahead; 0 reads when it is needed.
+        workers: threads that read ahead; with 0 the caller's thread does everything.
         tick: called once for every window, also for those where there is nothing to predict.
 
     Yields:
@@ -71,8 +100,8 @@ def predict_blocks(
     for run in runs(every if wanted is None else wanted):
         top, bottom = run.start * block_rows, min(run.stop * block_rows, height)
         blend = _Blend(job, probabilities)
-        strips = _strips(blend, forward, top, bottom, workers, tick)
-        yield from zip(run, regrouped(strips, block_rows), strict=True)
+        with closing(_strips(blend, network, top, bottom, workers, tick)) as strips:
+            yield from zip(run, regrouped(strips, block_rows), strict=True)
 
 
 def regrouped(strips: Iterable[NDArray[np.uint8]], rows: int) -> Iterator[NDArray[np.uint8]]:
@@ -109,24 +138,27 @@ def runs(indices: Sequence[int]) -> Iterator[range]:
 
 def _strips(
     blend: _Blend,
-    forward: Forward,
+    network: Network,
     top: int,
     bottom: int,
     workers: int,
     tick: Callable[[], None],
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8]]:
     """Yield the pixel rows ``top … bottom - 1`` as one strip (L, rows, W) per row of windows."""
     job = blend.job
-    cells = product(job.touching(top, bottom), range(len(job.cols)))
+    rows = job.touching(top, bottom)
+    cells = product(rows, range(len(job.cols)))
     # Ahead of the batch that is being predicted, one batch waits; that bounds the memory.
     waiting = max(job.batch_size, workers)
     with closing(ahead(lambda cell: _read(job, *cell), cells, workers, waiting)) as reads:
-        for row, seen in groupby(_ticking(reads, tick), key=lambda read: read.row):
-            strip = blend.row(row, _predicted(job, forward, seen))
-            start = job.rows[row]
-            cut = strip[:, max(top - start, 0) : bottom - start]
-            if cut.shape[1]:
-                yield cut
+        scored = _scored(job, network, _ticking(reads, tick))
+        with closing(ahead(blend.add, scored, min(workers, 1), IN_WORK)) as added:
+            complete = (strip for strip in added if strip is not None)
+            for row, strip in zip(rows, complete, strict=True):
+                start = job.row_spans[row].begin
+                cut = strip[:, max(top - start, 0) : max(bottom - start, 0)]
+                if cut.shape[1]:
+                    yield cut
 
 
 def _read(job: Job, row: int, col: int) -> _Seen:
@@ -139,7 +171,10 @@ def _read(job: Job, row: int, col: int) -> _Seen:
     wanted = valid if job.area is None else valid & job.area.mask(window)
     if not wanted.any():
         return nothing
-    return _Seen(row, col, job.bands.normalise(image, valid), wanted)
+    mean, std = np.asarray(job.bands.mean, np.float32), np.asarray(job.bands.std, np.float32)
+    normalised = np.empty((side, side, len(image)), np.float32)
+    normalise_into(image, valid, mean, std, normalised)
+    return _Seen(row, col, normalised, wanted)
 
 
 def _ticking(items: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
@@ -148,15 +183,16 @@ def _ticking(items: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
         tick()
 
 
-def _predicted(
-    job: Job, forward: Forward, seen: Iterable[_Seen]
-) -> Iterator[tuple[_Seen, NDArray[np.float32]]]:
-    """Yield the windows of a row that have something to predict, with (K, S, S) probabilities."""
-    windows = ((read, read.image) for read in seen if read.image is not None)
-    while batch := list(islice(windows, job.batch_size)):
-        scores = forward(np.stack([image for _, image in batch]))
-        assert scores.shape == (len(batch), job.class_count, job.window, job.window), scores.shape
-        yield from zip((read for read, _ in batch), scores, strict=True)
+def _scored(job: Job, network: Network, reads: Iterable[_Seen]) -> Iterator[_Scored]:
+    """Run the network on the windows that have something to predict; end each row of windows."""
+    for row, of_row in groupby(reads, key=lambda read: read.row):
+        seen = (read for read in of_row if read.image is not None)
+        while batch := list(islice(seen, job.batch_size)):
+            images = np.stack([read.image for read in batch if read.image is not None])
+            # Seen as (B, C, S, S), pixels still lie together: what networks compute fastest with.
+            logits = network.logits(images.transpose(0, 3, 1, 2))
+            yield _Scored(row, [read._replace(image=None) for read in batch], logits, False)
+        yield _Scored(row, [], [], True)
 
 
 class _Blend:
@@ -173,80 +209,59 @@ class _Blend:
 
     def __init__(self, job: Job, probabilities: bool) -> None:
         self.job = job
-        self.decide = decide_all if probabilities else decide
         self.layers = 1 + job.class_count if probabilities else 2
-        self.row_weights = axis_weights(job.rows, job.window, job.shared)
-        self.col_weights = axis_weights(job.cols, job.window, job.shared)
-        self.below = np.zeros((job.class_count, job.shared, job.shape[1]), np.float32)
+        count, width = job.class_count, job.shape[1]
+        tallest = max(span.end - span.begin for span in job.row_spans)
+        self._left = np.zeros((count, tallest, _shared(job.col_spans)), np.float32)
+        self._below = np.zeros((count, _shared(job.row_spans), width), np.float32)
+        self._below_rows = 0
+        self._last_col = -2
+        self._strip: NDArray[np.uint8] | None = None
 
-    def row(
-        self, row: int, predicted: Iterable[tuple[_Seen, NDArray[np.float32]]]
-    ) -> NDArray[np.uint8]:
-        """Take in the next row of windows; return the pixel rows (L, rows, W) it completes."""
-        job = self.job
-        height, width = job.shape
-        rows = height - job.rows[row] if row == len(job.rows) - 1 else job.stride
-        strip = np.full((self.layers, rows, width), IGNORE, np.uint8)
-        previous, right = -2, np.empty(0, np.float32)
-        for read, scores in predicted:
-            weights = np.multiply.outer(self.row_weights[row], self.col_weights[read.col])
-            part = scores * weights
-            if read.col == previous + 1:
-                part[:, :, : job.shared] += right
-            previous, right = read.col, part[:, :, job.stride :]
-            columns = self._columns(read.col)
-            complete = self._over(part[:, :, : columns.stop - columns.start], columns)
-            valid = read.valid[:rows, : columns.stop - columns.start]
-            strip[:, :, columns] = self.decide(complete[:, :rows], valid)
+    def add(self, scored: _Scored) -> NDArray[np.uint8] | None:
+        """Take in the next batch; where it ends a row, return the pixel rows it completes.
+
+        Returns:
+            (L, rows, W) uint8, or None.
+        """
+        span = self.job.row_spans[scored.row]
+        if self._strip is None:
+            shape = (self.layers, span.final - span.begin, self.job.shape[1])
+            self._strip = np.full(shape, IGNORE, np.uint8)
+        for read, logits in zip(scored.seen, scored.logits, strict=True):
+            self._add(read, logits, self._strip)
+        if not scored.is_last:
+            return None
+        strip, self._strip, self._last_col = self._strip, None, -2
+        self._below_rows = span.end - span.final
         return strip
 
-    def _columns(self, col: int) -> slice:
-        """Return the pixel columns that a window of this column is the last to touch."""
-        start = self.job.cols[col]
-        last = col == len(self.job.cols) - 1
-        return slice(start, self.job.shape[1] if last else start + self.job.stride)
-
-    def _over(self, part: NDArray[np.float32], columns: slice) -> NDArray[np.float32]:
-        """Add what the rows above left in these columns, in place, and leave the new overlap."""
-        part[:, : self.job.shared] += self.below[:, :, columns]
-        self.below[:, :, columns] = part[:, self.job.stride :]
-        return part
-
-
-def decide(scores: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return class index and confidence of each pixel.
-
-    Args:
-        scores: (K, H, W) float32, probabilities.
-        valid: (H, W); other pixels become 255 in both layers.
-
-    Returns:
-        (2, H, W) uint8: the class index (of equal scores the lowest), and the winner's score from
-        0 to 1 as 0 to 254.
-    """
-    label = np.zeros(valid.shape, np.uint8)
-    best = scores[0].copy()
-    # argmax over the first axis would copy the scores into another order; this is much faster.
-    for index, score in enumerate(scores[1:], start=1):
-        label[score > best] = index
-        np.maximum(best, score, out=best)
-    return np.where(valid, np.stack([label, _as_bytes(best)]), np.uint8(IGNORE))
+    def _add(self, read: _Seen, logits: NDArray[np.float32], strip: NDArray[np.uint8]) -> None:
+        job, cols = self.job, self.job.col_spans
+        down, across = job.row_spans[read.row], cols[read.col]
+        assert logits.shape == (job.class_count, job.window, job.window), logits.shape
+        origin = down.begin - job.rows[read.row], across.begin - job.cols[read.col]
+        rows = slice(origin[0], origin[0] + down.end - down.begin)
+        columns = slice(origin[1], origin[1] + across.end - across.begin)
+        weights = job.row_weights[read.row, rows], job.col_weights[read.col, columns]
+        follows = read.col == self._last_col + 1
+        left_cols = cols[read.col - 1].end - across.begin if follows else 0
+        done = slice(across.begin, across.final)
+        add_window(
+            logits,
+            origin,
+            weights,
+            (down.final - down.begin, across.final - across.begin),
+            self._left,
+            left_cols,
+            self._below[:, :, done],
+            self._below_rows,
+            read.valid,
+            strip[:, :, done],
+        )
+        self._last_col = read.col
 
 
-def decide_all(scores: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return class index and all probabilities of each pixel.
-
-    Args:
-        scores: (K, H, W) float32, probabilities.
-        valid: (H, W); other pixels become 255 in all layers.
-
-    Returns:
-        (1 + K, H, W) uint8: the class index of ``decide``, and every class's score from 0 to 1 as
-        0 to 254. The greatest of them is the confidence of ``decide``.
-    """
-    label = decide(scores, valid)[:1]
-    return np.concatenate([label, np.where(valid, _as_bytes(scores), np.uint8(IGNORE))])
-
-
-def _as_bytes(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(np.clip(shares, 0, 1) * SHARE_SCALE).astype(np.uint8)
+def _shared(spans: Sequence[Span]) -> int:
+    """Return how many pixels of a window wait for the next ones, at the most."""
+    return max(span.end - span.final for span in spans)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rsseg.bands import Bands
 from rsseg.classes import IGNORE
 from rsseg.grid import window_starts
 from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
+from rsseg.ops.blend import BLENDS, Span, axis_weights, spans
 
 BLOCK_PIXELS = 4_000_000
 """About how much an interruption may cost: pixels of a block where none is asked for."""
@@ -27,6 +31,7 @@ class Job:
         overlap: share of the window by which neighbours overlap, 0 to 0.75.
         batch_size: windows per forward pass; the last batch of a row of windows may be smaller.
         area: where to predict; None is everywhere.
+        blend: how windows pass into each other, a key of ``BLENDS``.
     """
 
     raster: Raster
@@ -36,6 +41,7 @@ class Job:
     overlap: float
     batch_size: int
     area: Area | None = None
+    blend: str = "ramp"
 
     def __post_init__(self) -> None:
         assert 1 <= self.class_count < IGNORE
@@ -43,6 +49,7 @@ class Job:
         assert self.batch_size > 0
         assert 0 <= self.overlap <= 0.75
         assert self.stride > 0
+        assert self.blend in BLENDS
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,9 +76,29 @@ class Job:
         """First pixel column of each column of windows."""
         return window_starts(self.shape[1], self.window, self.stride)
 
+    @cached_property
+    def row_weights(self) -> NDArray[np.float32]:
+        """(rows of windows, window): what each has to say along the vertical axis, 0 to 1."""
+        return axis_weights(self.rows, self.window, self.shared, self.blend)
+
+    @cached_property
+    def col_weights(self) -> NDArray[np.float32]:
+        """(columns of windows, window): what each has to say along the horizontal axis, 0 to 1."""
+        return axis_weights(self.cols, self.window, self.shared, self.blend)
+
+    @cached_property
+    def row_spans(self) -> list[Span]:
+        """The pixel rows in which each row of windows has a say."""
+        return spans(self.rows, self.row_weights, self.shape[0])
+
+    @cached_property
+    def col_spans(self) -> list[Span]:
+        """The pixel columns in which each column of windows has a say."""
+        return spans(self.cols, self.col_weights, self.shape[1])
+
     def touching(self, top: int, bottom: int) -> range:
-        """Return the rows of windows that meet the pixel rows ``top … bottom - 1``."""
-        met = [r for r, row in enumerate(self.rows) if row < bottom and row + self.window > top]
+        """Return the rows of windows that have a say in pixel rows ``top … bottom - 1``."""
+        met = [r for r, span in enumerate(self.row_spans) if span.begin < bottom and span.end > top]
         return range(met[0], met[-1] + 1)
 
 

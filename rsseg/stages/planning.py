@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rsseg.io.mapfile import TILE_SIDE
 from rsseg.io.raster import Raster
+from rsseg.stages.blending import IN_WORK
 from rsseg.stages.job import Job, default_block_rows
 from rsseg.stages.outputs import Outputs
 
@@ -70,7 +71,7 @@ def plan(
         # A file in the making lies there unordered, too, and its overviews by themselves.
         scratch_bytes=_incompressible(layers * height * width) + max(bands) * band,
         output_bytes=sum(bands) * band,
-        memory_bytes=_memory(job, layers, rows, workers),
+        memory_bytes=_memory(job, layers, min(rows, height), workers),
     )
 
 
@@ -92,9 +93,13 @@ def _incompressible(size: float) -> int:
 
 def _memory(job: Job, layers: int, block_rows: int, workers: int) -> int:
     width, pixels = job.shape[1], job.window**2
-    waiting = job.class_count * job.shared * width * 4
-    # Two batches of images (one read ahead), one stacked; scores, and one weighted window.
-    images = (2 * job.batch_size + max(job.batch_size, workers)) * len(job.bands) * pixels * 4
-    scores = (job.batch_size + 2) * job.class_count * pixels * 4
-    decided = max(layers, 2) * width * (2 * block_rows + job.window + TILE_SIDE)
+    batch = min(job.batch_size, len(job.rows) * len(job.cols))
+    shared = max(span.end - span.final for span in job.row_spans)
+    waiting = job.class_count * shared * width * 4
+    # Windows read ahead, and a batch of them, again as the network sees them.
+    images = (2 * batch + max(batch, workers)) * len(job.bands) * pixels * 4
+    # Batches that wait to be blended, one that is, and one that is being computed.
+    scores = (IN_WORK + 2) * batch * job.class_count * pixels * 4
+    # Rows of windows and blocks: in the making, waiting, and being written; then the map's own.
+    decided = max(layers, 2) * width * (3 * block_rows + 2 * job.window + TILE_SIDE)
     return waiting + images + scores + decided

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,22 @@ from rsseg.io.mapfile import strips, write_map
 from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
 from rsseg.progress import SILENT, Progress
-from rsseg.stages.blending import Forward, predict_blocks, runs
+from rsseg.stages.ahead import ahead
+from rsseg.stages.blending import Network, predict_blocks, runs
 from rsseg.stages.job import Job, default_block_rows
 from rsseg.stages.outputs import Outputs
 
 CONFIDENCE = "confidence, 0 to 254 for 0 to 1"
 """Description of the band."""
+
+ENGINE = 2
+"""Counts the ways in which pixels were computed; blocks of another one are not gone on with."""
+
+Advance = Callable[[float], None]
+"""Is told how many windows more are done."""
+
+Fill = Callable[[BlockStore, Job, Sequence[int], bool, Advance], None]
+"""Makes the missing blocks of a job, with probabilities or without."""
 
 Pick = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Takes what one file shows, (h, w) or (bands, h, w), from the layers (L, h, w) of the scratch."""
@@ -30,7 +41,7 @@ Pick = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 def predict_map(
     job: Job,
-    forward: Forward,
+    network: Network | None,
     outputs: Outputs,
     *,
     classes: Classes,
@@ -38,6 +49,7 @@ def predict_map(
     block_rows: int | None = None,
     workers: int = 2,
     source: Raster | None = None,
+    elsewhere: Fill | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Predict a raster into a GeoTIFF of class ids, and go on where an earlier run was broken off.
@@ -46,7 +58,7 @@ def predict_map(
 
     Args:
         job: what to predict.
-        forward: the network.
+        network: says what is in a window; None where others compute.
         outputs: the files to write.
         classes: as many as the network has; their ids and colours go into the map.
         fingerprint: stands for the network. Blocks of another network, job, raster file or area
@@ -55,6 +67,7 @@ def predict_map(
         workers: threads that read ahead; 0 reads when it is needed.
         source: the raster as it is on disk, where ``job.raster`` is resampled: the map is written
             on this one's grid.
+        elsewhere: has others make the blocks that are missing.
         progress: is shown the windows, and the pixels of large files being written.
 
     Raises:
@@ -67,7 +80,8 @@ def predict_map(
     # The map is written last: with all blocks there and no map yet, the others are ours.
     others_ours = not (store.missing() or outputs.map.exists())
     outputs.check(classes, others_ours=others_ours)
-    _fill(store, job, forward, outputs.probabilities is not None, workers, progress)
+    fill = elsewhere or partial(fill_blocks, network=network, workers=workers)
+    _fill(store, job, fill, outputs.probabilities is not None, progress)
     _write(store, job, outputs, classes, source, outputs.overwrite or others_ours, progress)
     store.remove()
 
@@ -118,7 +132,7 @@ def _confidence(layers: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _store(job: Job, outputs: Outputs, fingerprint: str, block_rows: int) -> BlockStore:
     described = fingerprint_of(
         fingerprint,
-        (job.class_count, job.window, job.overlap, job.batch_size),
+        (ENGINE, job.class_count, job.window, job.overlap, job.batch_size, job.blend),
         (job.shape, tuple(job.raster.grid.transform), job.bands.to_dict()),
         _identity(job.raster.path),
         None if job.area is None else _identity(job.area.path),
@@ -135,35 +149,56 @@ def _identity(path: Path) -> tuple[str | int, ...]:
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _fill(
+def _fill(store: BlockStore, job: Job, fill: Fill, probabilities: bool, progress: Progress) -> None:
+    """Make the blocks that are still missing."""
+    missing = store.missing()
+    total = len(job.rows) * len(job.cols)
+    done = max(0, total - windows_of(job, missing, store.block_rows))
+    with progress.step(f"predict {job.raster.path.name}", total, "windows", done=done) as step:
+        if missing:
+            store.begin()
+            fill(store, job, missing, probabilities, step.advance)
+
+
+def windows_of(job: Job, blocks: Sequence[int], block_rows: int) -> int:
+    """Return how many windows have a say in blocks, counted anew after each gap between them."""
+    height = job.shape[0]
+    parts = [(run.start * block_rows, min(run.stop * block_rows, height)) for run in runs(blocks)]
+    return len(job.cols) * sum(len(job.touching(*part)) for part in parts)
+
+
+def fill_blocks(
     store: BlockStore,
     job: Job,
-    forward: Forward,
+    wanted: Sequence[int],
     probabilities: bool,
+    advance: Advance,
+    *,
+    network: Network | None,
     workers: int,
-    progress: Progress,
 ) -> None:
-    """Predict the blocks that are still missing."""
-    missing = store.missing()
-    height, rows = job.shape[0], store.block_rows
-    ahead = sum(
-        len(job.touching(run.start * rows, min(run.stop * rows, height))) for run in runs(missing)
+    """Predict blocks, ascending, into their store."""
+    assert network is not None
+    blocks = predict_blocks(
+        job,
+        network,
+        block_rows=store.block_rows,
+        wanted=wanted,
+        probabilities=probabilities,
+        workers=workers,
+        tick=partial(advance, 1),
     )
-    per_row, total = len(job.cols), len(job.rows) * len(job.cols)
-    with progress.step(
-        f"predict {job.raster.path.name}", total, "windows", done=max(0, total - ahead * per_row)
-    ) as step:
-        blocks = predict_blocks(
-            job,
-            forward,
-            block_rows=rows,
-            wanted=missing,
-            probabilities=probabilities,
-            workers=workers,
-            tick=step.advance,
-        )
-        for index, block in blocks:
-            store.write(index, block[: store.count])
+    with (
+        closing(blocks),
+        closing(ahead(partial(_keep, store), blocks, min(workers, 1), 1)) as kept,
+    ):
+        for _ in kept:
+            pass
+
+
+def _keep(store: BlockStore, finished: tuple[int, NDArray[np.uint8]]) -> None:
+    index, block = finished
+    store.write(index, block[: store.count])
 
 
 def _placed(

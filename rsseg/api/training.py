@@ -23,6 +23,7 @@ from rsseg.io.vector import split_layer
 from rsseg.learn.data import LabelWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.supervised import SupervisedObjective
+from rsseg.learn.team import assembled
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.device import pick_device
 from rsseg.nets.segmenter import build_segmenter
@@ -45,6 +46,9 @@ def train(
 
     Beside ``model.pt`` lie ``model_metrics.csv`` and ``model_curve.png``.
 
+    Under ``torchrun`` all its processes train the one network, each on its share of every batch;
+    the first one writes and reports.
+
     Args:
         site: the site.
         out: the checkpoint to write.
@@ -65,31 +69,42 @@ def train(
     opened, out = Site(site), Path(out)
     checked(config)
     outputs = _Outputs(out)
-    outputs.check(overwrite, opened.path)
     where = pick_device(device)
-    source = open_labels(opened, [Path(path) for path in labels], field, only)
-    torch.manual_seed(config.seed)
-    network = build_segmenter(config, len(opened.bands), len(opened.classes))
-    counts = _count_labels(opened, source, progress)
-    _check_counts(opened, counts, progress)
-    tiles = _split(opened, counts)
-    run_key = fingerprint(
-        config,
-        describe_labels(opened, labels),
-        [field, only],
-        [[name, *map(str, (t.row, t.col))] for name, part in tiles[1].items() for t in part],
-        opened.classes.to_dict(),
-        opened.bands.to_dict(),
-    )
-    work = outputs.work(run_key)
-    objective = SupervisedObjective(network, config, len(opened.classes))
-    schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
-    sets = [LabelWindows(opened, part, source, config.window, config.seed) for part in tiles]
-    metrics = fit(objective, sets[0], sets[1], schedule, work, where, progress, "training")
-    outputs.write_report(metrics)
-    card = Card("segmenter", config, opened.classes, opened.bands, opened.ground_sample_distance)
-    save_checkpoint(out, network, card)
-    shutil.rmtree(work)
+    with assembled() as team:
+        team.check(config.batch_size)
+        progress = progress if team.leads else SILENT
+        if team.leads:
+            outputs.check(overwrite, opened.path)
+        source = open_labels(opened, [Path(path) for path in labels], field, only)
+        torch.manual_seed(config.seed)
+        network = build_segmenter(config, len(opened.bands), len(opened.classes))
+        counts = _count_labels(opened, source, progress)
+        _check_counts(opened, counts, progress)
+        tiles = _split(opened, counts)
+        run_key = fingerprint(
+            config,
+            describe_labels(opened, labels),
+            [field, only],
+            [[name, *map(str, (t.row, t.col))] for name, part in tiles[1].items() for t in part],
+            opened.classes.to_dict(),
+            opened.bands.to_dict(),
+        )
+        if team.leads:
+            outputs.prepare(run_key)
+        team.wait()
+        objective = SupervisedObjective(network, config, len(opened.classes))
+        schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
+        sets = [LabelWindows(opened, part, source, config.window, config.seed) for part in tiles]
+        work = outputs.work
+        metrics = fit(
+            objective, sets[0], sets[1], schedule, work, where, progress, "training", team
+        )
+        if team.leads:
+            outputs.write_report(metrics)
+            gsd = opened.ground_sample_distance
+            card = Card("segmenter", config, opened.classes, opened.bands, gsd)
+            save_checkpoint(out, network, card)
+            shutil.rmtree(work)
     return out
 
 
@@ -118,9 +133,14 @@ class _Outputs:
         for path in (self.model, self.metrics, self.curve):
             check_output(path, overwrite, [site])
 
-    def work(self, key: str) -> Path:
-        """Return the folder of the resume file, emptied where it belongs to another training."""
-        folder = self.model.with_name(self.model.name + ".partial")
+    @property
+    def work(self) -> Path:
+        """The folder of the resume file."""
+        return self.model.with_name(self.model.name + ".partial")
+
+    def prepare(self, key: str) -> None:
+        """Make the folder of the resume file; empty it where it belongs to another training."""
+        folder = self.work
         note = folder / "run.json"
         if folder.exists() and not note.exists():
             raise InputError(f"{folder}: is in the way and not ours; move it elsewhere")
@@ -129,7 +149,6 @@ class _Outputs:
         folder.mkdir(exist_ok=True)
         with replacing(note, overwrite=True) as temporary:
             temporary.write_text(json.dumps({"run": key}), encoding="utf-8")
-        return folder
 
     def write_report(self, metrics: Path) -> None:
         """Keep the metrics, as a table and as a picture."""

@@ -7,6 +7,7 @@ alone: a resumed training sees what an undisturbed one would have seen, in any n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,19 +38,36 @@ class Batches(Sampler[list[Address]]):
         batch_size: samples per batch.
         seed: of the order.
         shuffle: False keeps the order and the last batch as it is (validation).
+        part: which of how many equal parts of every batch to give, or without ``shuffle`` of the
+            batches; ``len`` counts all of them.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, *, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self._count = count
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._part = part
         self.epoch = 0 if shuffle else -1
 
     def __len__(self) -> int:
         return -(-self._count // self._batch_size)
 
     def __iter__(self) -> Iterator[list[Address]]:
+        rank, size = self._part
+        if self._shuffle:
+            return (batch[rank::size] for batch in self._whole())
+        return islice(self._whole(), rank, None, size)
+
+    def _whole(self) -> Iterator[list[Address]]:
         order = np.arange(self._count)
         if self._shuffle:
             order = np.random.default_rng((self._seed, self.epoch)).permutation(self._count)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,6 +24,7 @@ from rsseg.errors import RunError
 from rsseg.io.files import replacing
 from rsseg.learn.data import Batches
 from rsseg.learn.objective import Batch, Objective
+from rsseg.learn.team import Team
 from rsseg.nets.depthwise import widen_depthwise
 from rsseg.nets.device import halving, training_precision
 from rsseg.progress import Progress, Step
@@ -87,6 +89,7 @@ def fit(
     device: torch.device,
     progress: Progress,
     label: str,
+    team: Team = Team(),  # noqa: B008  # frozen
 ) -> Path:
     """Train an objective's network in place; go on from the last epoch found in ``work``.
 
@@ -99,20 +102,24 @@ def fit(
         device: where to train.
         progress: shows the steps done.
         label: what the progress bar calls it.
+        team: processes that do the same with the same arguments; the first one writes.
 
     Returns:
         The CSV of losses and scores per epoch.
 
     Raises:
-        RunError: the loss is no longer a number.
+        RunError: the loss is no longer a number, or the memory does not suffice.
     """
     work.mkdir(parents=True, exist_ok=True)
 
     def run(batch_size: int) -> None:
-        _fit(objective, train, validation, schedule, batch_size, work, device, progress, label)
+        args = (objective, train, validation, schedule, batch_size, work, device, progress, label)
+        _fit(*args, team)
 
+    # The others of a team would wait for ever for one that begins again.
+    least = 2 if team.size == 1 else schedule.batch_size
     with _quiet():
-        halving(run, schedule.batch_size, progress, least=2)
+        halving(run, schedule.batch_size, progress, least=least)
     return work / METRICS
 
 
@@ -126,9 +133,11 @@ def _fit(
     device: torch.device,
     progress: Progress,
     label: str,
+    team: Team,
 ) -> None:
     samples: Any = train
-    batches = Batches(len(samples), batch_size, schedule.seed)
+    part = team.rank, team.size
+    batches = Batches(len(samples), batch_size, schedule.seed, part=part)
     epochs = schedule.total_epochs(len(batches))
     last = work / "last.ckpt"
     total = epochs * len(batches)
@@ -137,7 +146,6 @@ def _fit(
     with progress.step(label, total, "steps") as step:
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
             precision=training_precision(device),
             max_epochs=epochs,
             logger=False,
@@ -150,25 +158,41 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            **_placement(device, team),
         )
         trainer.fit(
             _Loop(objective, batches, total, schedule, progress),
             # A generator of its own: the loader would draw from the one that dropout draws from, at
             # another moment when a training is resumed.
             DataLoader(train, batch_sampler=batches, generator=torch.Generator()),
-            _validation_loader(validation, batch_size),
+            _validation_loader(validation, batch_size, part),
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
 
 
 def _validation_loader(
-    validation: Dataset[dict[str, Tensor]] | None, batch_size: int
+    validation: Dataset[dict[str, Tensor]] | None, batch_size: int, part: tuple[int, int]
 ) -> DataLoader[dict[str, Tensor]] | None:
     samples: Any = validation
     if validation is None or len(samples) == 0:
         return None
-    return DataLoader(validation, batch_sampler=Batches(len(samples), batch_size, 0, shuffle=False))
+    batches = Batches(len(samples), batch_size, 0, shuffle=False, part=part)
+    return DataLoader(validation, batch_sampler=batches)
+
+
+def _placement(device: torch.device, team: Team) -> dict[str, Any]:
+    """Return which devices Lightning trains on."""
+    if team.size == 1:
+        return {"devices": [device.index or 0] if device.type == "cuda" else 1}
+    return {
+        "devices": team.local_size,
+        "num_nodes": team.machines,
+        # A broadcast of buffers at each forward would stop a process that validates more batches.
+        "strategy": DDPStrategy(broadcast_buffers=False),
+        "sync_batchnorm": device.type == "cuda",  # PyTorch has none on CPUs
+    }
 
 
 class _Loop(LightningModule):
@@ -202,7 +226,14 @@ class _Loop(LightningModule):
                 f"training diverged in epoch {self.current_epoch} (loss {float(loss)}); "
                 "use a lower learning rate"
             )
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        self.log(
+            "loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(batch["image"]),
+        )
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -247,6 +278,8 @@ class _Table(Callback):
         self._path = path
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **scores}
         # The checkpoint follows, so an epoch that is done again has left its row.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -372,3 +375,29 @@ def test_precision_and_batches_by_device(monkeypatch):
         assert training_precision(cpu) == expected
     assert training_precision(torch.device("mps")) == "32-true"
     assert default_batch_size(torch.device("cuda")) > default_batch_size(cpu) > 1
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+FAULTS = """
+import resource, sys, torch
+from rsseg.nets.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def use():
+    held = [torch.ones(2 * 2**20) for _ in range(30)]
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept():
+    def faults(way):
+        command = [sys.executable, "-c", FAULTS, way]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < faults("leave") / 2

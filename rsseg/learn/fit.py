@@ -26,7 +26,7 @@ from rsseg.learn.data import Batches
 from rsseg.learn.objective import Batch, Objective
 from rsseg.learn.team import Team
 from rsseg.nets.depthwise import widen_depthwise
-from rsseg.nets.device import halving, training_precision
+from rsseg.nets.device import halving, keep_freed_memory, training_precision
 from rsseg.progress import Progress, Step
 
 METRICS = "metrics.csv"
@@ -142,6 +142,7 @@ def _fit(
     last = work / "last.ckpt"
     total = epochs * len(batches)
     if device.type == "cpu":
+        keep_freed_memory()
         widen_depthwise(objective.network)
     with progress.step(label, total, "steps") as step:
         trainer = Trainer(

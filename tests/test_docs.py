@@ -15,7 +15,7 @@ from reference import cli_page, command_tree, with_settings
 
 import rsseg
 from rsseg import api
-from rsseg.api.prediction import RUN_TAG
+from rsseg.api.orders import RUN_TAG
 from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.config import Settings, TrainConfig

@@ -423,7 +423,7 @@ def test_pseudo_label_looks_at_what_a_site_links_to(linked_site, monkeypatch, fr
     def stop(*_):
         raise InputError("the work began")
 
-    monkeypatch.setattr("rsseg.api.labelling._classifier", stop)
+    monkeypatch.setattr("rsseg.api.labelling.classifier_of", stop)
     usage = SimpleNamespace(free=free)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     hearer = Hearer()

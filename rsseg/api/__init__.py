@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from rsseg.api.evaluation import evaluate
     from rsseg.api.exporting import export, export_paths
     from rsseg.api.labelling import pseudo_label
+    from rsseg.api.orders import Prediction
     from rsseg.api.overview import SiteInfo, info
     from rsseg.api.picturing import quicklook
-    from rsseg.api.prediction import Prediction, predict
+    from rsseg.api.prediction import predict
     from rsseg.api.reporting import write_report
     from rsseg.api.sampling import Sample, draw_sample
     from rsseg.api.scoring import Evaluation
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Assessment": "assessing",
     "Evaluation": "scoring",
-    "Prediction": "prediction",
+    "Prediction": "orders",
     "Sample": "sampling",
     "SiteInfo": "overview",
     "Vectors": "vectorizing",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from rsseg.api.classifying import classifier_of
 from rsseg.api.preflight import foretell_layers
+from rsseg.api.windows import Chain, windows_of, windows_over
 from rsseg.cluster import Cluster, connected
 from rsseg.config import (
     RECIPES,
@@ -24,17 +23,10 @@ from rsseg.config import (
     recipe_for,
 )
 from rsseg.errors import InputError
-from rsseg.grid import Tile, Tiling
-from rsseg.io.files import replacing
+from rsseg.grid import Tile
 from rsseg.io.masks import MASKS, OBJECTS
-from rsseg.io.site import Scene, Site, describe_source
-from rsseg.io.tag_table import is_tagged
-from rsseg.io.vector import Area, split_layer
-from rsseg.learn.data import TagWindows
-from rsseg.learn.fit import Schedule, fit
-from rsseg.learn.tags import TagObjective
-from rsseg.nets.checkpoint import Card, Checkpoint, save_checkpoint
-from rsseg.nets.classifier import Classifier
+from rsseg.io.site import Site, describe_source
+from rsseg.nets.checkpoint import Checkpoint
 from rsseg.nets.device import default_batch_size, pick_device
 from rsseg.nets.weights import find, listing
 from rsseg.progress import SILENT, Progress
@@ -109,7 +101,7 @@ def pseudo_label(
         _check_jitter(opened, settings.classifier)
     else:
         _check_model(opened, Path(model))
-    chain = _Chain.plan(opened, settings, aoi)
+    chain = Chain.plan(opened, settings, aoi)
     opened.tidy()
     seen = settings.classifier.window + 2 * settings.classifier.halo
     foretell_layers(opened, seen, settings.classifier.batch_size, progress)
@@ -123,7 +115,7 @@ def pseudo_label(
             files = [Path(path) for path in (model, weights) if path is not None]
             where, _ = cluster.survey([opened.path, *linked, *files], opened.path)
         means = _Means(where, workers or os.cpu_count() or 1, cluster, progress)
-        checkpoint = _classifier(chain, device, progress) if model is None else Path(model)
+        checkpoint = classifier_of(chain, device, progress) if model is None else Path(model)
         cams = _cams(chain, settings, checkpoint, model is not None, batch_size, means)
         if until == "cam":
             return opened
@@ -164,7 +156,7 @@ class _Means:
 
 
 def _cams(
-    chain: _Chain,
+    chain: Chain,
     settings: Settings,
     checkpoint: Path,
     is_segmenter: bool,
@@ -188,9 +180,7 @@ def _cams(
     return key
 
 
-def _posteriors(
-    chain: _Chain, settings: Settings, cams: str, stretched: bool, means: _Means
-) -> str:
+def _posteriors(chain: Chain, settings: Settings, cams: str, stretched: bool, means: _Means) -> str:
     """Make the layer ``crf``; return its fingerprint."""
     site = chain.site
     stage = CrfStage(
@@ -208,7 +198,7 @@ def _posteriors(
 
 
 def _labels(
-    chain: _Chain, settings: Settings, posteriors: str, weights: Path | None, means: _Means
+    chain: Chain, settings: Settings, posteriors: str, weights: Path | None, means: _Means
 ) -> None:
     """Make the layer ``labels``, and those that it needs besides the posteriors."""
     masks = objects = None
@@ -246,75 +236,8 @@ def _check_jitter(site: Site, config: ClassifierConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """Which windows the steps work on.
-
-    Args:
-        site: the site.
-        config: of the classifier; its window and halo are those of all steps but the masks.
-        tags: scene name → (rows, cols, K).
-        tilings: scene name → windows of n x n cores.
-        tagged: scene name → windows with a tagged core, inside the area of interest.
-        mixed: those of them whose tags allow more than one class.
-        area_key: stands for the area of interest.
-    """
-
-    site: Site
-    config: ClassifierConfig
-    tags: Mapping[str, NDArray[np.int8]]
-    tilings: Mapping[str, Tiling]
-    tagged: Mapping[str, Sequence[Tile]]
-    mixed: Mapping[str, Sequence[Tile]]
-    area_key: str | None
-
-    @classmethod
-    def plan(cls, site: Site, settings: Settings, aoi: str | Path | None) -> _Chain:
-        """Find the windows."""
-        tags = site.tags
-        config = settings.classifier
-        scenes = site.scenes
-        tilings = windows_of(scenes, config.window, config.halo)
-        areas = {} if aoi is None else _areas(scenes, Path(aoi))
-        tagged: dict[str, list[Tile]] = {name: [] for name in scenes}
-        mixed: dict[str, list[Tile]] = {name: [] for name in scenes}
-        for name, scene in scenes.items():
-            if aoi is not None and name not in areas:
-                continue
-            for tile in tilings[name]:
-                near = _tags_under(scene, tags[name], tile)
-                inside = aoi is None or areas[name].covers(tile.core)
-                if len(near) and inside:
-                    tagged[name].append(tile)
-                    if (near != 0).any(axis=0).sum() > 1:
-                        mixed[name].append(tile)
-        area_key = None
-        if aoi is not None:
-            file, layer = split_layer(Path(aoi))
-            area_key = fingerprint(describe_source(file), layer)
-        return cls(site, config, tags, tilings, tagged, mixed, area_key)
-
-
-def windows_of(scenes: Mapping[str, Scene], side: int, halo: int) -> dict[str, Tiling]:
-    """Return the windows that networks see: blocks of cores of about ``side`` pixels.
-
-    Each has ``halo`` pixels of context, but where every scene is one tile (chips) there is none
-    to be had. A batch may hold windows of several scenes, so all are of one size.
-    """
-    count = max(1, round(side / next(iter(scenes.values())).tiling.core))
-    if all(len(scene.tiling) == 1 for scene in scenes.values()):
-        count, halo = 1, 0
-    return {name: scene.tiling.merged(count, halo) for name, scene in scenes.items()}
-
-
-def _tags_under(scene: Scene, tags: NDArray[np.int8], tile: Tile) -> NDArray[np.int8]:
-    """Return the tags of the tagged cores of a window, (N, K)."""
-    near = np.array([tags[index] for index in scene.tiling.members(tile.core)])
-    return near[is_tagged(near)]
-
-
 def _objects(
-    chain: _Chain,
+    chain: Chain,
     config: ProposalConfig,
     weights: Path | None,
     means: _Means,
@@ -325,7 +248,7 @@ def _objects(
     """
     site = chain.site
     tilings = windows_of(site.scenes, config.window - 2 * config.halo, config.halo)
-    windows = {name: _over(tiling, chain.mixed[name]) for name, tiling in tilings.items()}
+    windows = {name: windows_over(tiling, chain.mixed[name]) for name, tiling in tilings.items()}
     places = {name: [[tile.row, tile.col] for tile in tiles] for name, tiles in windows.items()}
     tiling = next(iter(tilings.values()))
     geometry = [tiling.core, tiling.halo]
@@ -337,11 +260,6 @@ def _objects(
     objects = fingerprint(masks, config.join, places)
     number_objects(site, masks, objects, windows, join=config.join, progress=means.progress)
     return masks, objects
-
-
-def _over(tiling: Tiling, tiles: Sequence[Tile]) -> list[Tile]:
-    """Return the windows whose cores meet those of the tiles, in raster order."""
-    return [tiling[at] for at in sorted({at for one in tiles for at in tiling.members(one.core)})]
 
 
 def _mask_settings(config: ProposalConfig, weights: Path | None) -> dict[str, Any]:
@@ -357,20 +275,6 @@ def _mask_settings(config: ProposalConfig, weights: Path | None) -> dict[str, An
         and name not in ("proposals", "window", "halo", "join", "overlap")
     }
     return own if weights is None else {**own, "weights": weights.name}
-
-
-def _areas(scenes: Mapping[str, Scene], aoi: Path) -> dict[str, Area]:
-    """Return the area of interest on each scene that it meets."""
-    areas: dict[str, Area] = {}
-    missed: InputError | None = None
-    for name, scene in scenes.items():
-        try:
-            areas[name] = Area(aoi, scene.grid)
-        except InputError as error:
-            missed = error
-    if not areas and missed is not None:
-        raise missed
-    return areas
 
 
 def _sam_weights(
@@ -390,71 +294,3 @@ def _sam_weights(
         "rsseg weights fetch mobile_sam, or give --sam FILE"
     )
     return None
-
-
-def _classifier(chain: _Chain, device: str, progress: Progress) -> Path:
-    """Return the checkpoint of the classifier of these tags, fitted now unless it was before."""
-    site, config = chain.site, chain.config
-    key = fingerprint(
-        config,
-        {name: tags.tolist() for name, tags in chain.tags.items()},
-        {name: scene.validation.tolist() for name, scene in site.scenes.items()},
-    )
-    path = site.models / f"classifier-{key}.safetensors"
-    work = site.models / f"classifier-{key}.partial"
-    if path.exists():
-        progress.detail(f"classifier {key} was fitted before")
-    else:
-        network = _fit_classifier(chain, work, pick_device(device), progress)
-        with replacing(path.with_suffix(".csv"), overwrite=True) as temporary:
-            shutil.copyfile(work / "metrics.csv", temporary)
-        card = Card("classifier", config, site.classes, site.bands, site.ground_sample_distance)
-        save_checkpoint(path, network, card)
-    shutil.rmtree(work, ignore_errors=True)
-    return path
-
-
-def _fit_classifier(
-    chain: _Chain, work: Path, device: torch.device, progress: Progress
-) -> Classifier:
-    site, config = chain.site, chain.config
-    torch.manual_seed(config.seed)
-    count = len(site.classes.foreground)
-    network = Classifier(config, len(site.bands), count)
-    tiling = next(iter(chain.tilings.values()))
-    objective = TagObjective(
-        network,
-        config,
-        tiling.halo,
-        tiling.core // site.core,
-        count,
-        site.classes.background is not None,
-    )
-    train, held_back = (_tag_windows(chain, held) for held in (False, True))
-    schedule = Schedule(
-        config.epochs,
-        config.min_steps,
-        config.batch_size,
-        config.seed,
-        config.optimiser,
-        config.momentum,
-        config.schedule,
-        config.warm_up,
-    )
-    fit(objective, train, held_back, schedule, work, device, progress, "classifier")
-    return network
-
-
-def _tag_windows(chain: _Chain, validation: bool) -> TagWindows:
-    """Return the windows with a core to learn from, or to validate on; other cores are masked."""
-    site = chain.site
-    masked = {
-        name: np.where((scene.validation == validation)[..., None], chain.tags[name], np.int8(-1))
-        for name, scene in site.scenes.items()
-    }
-    windows = {
-        name: [tile for tile in tiling if len(_tags_under(site.scenes[name], masked[name], tile))]
-        for name, tiling in chain.tilings.items()
-    }
-    config = chain.config
-    return TagWindows(site, windows, masked, config.cell, config.seed, config.jitter)

@@ -44,11 +44,12 @@ def cache_bytes() -> int:
 
 
 def small_cache() -> AbstractContextManager[object]:
-    """Have GDAL keep few blocks, where it has not read one yet and the user says nothing else.
+    """Have GDAL keep few blocks, unless the user says how many.
 
     For whoever reads a raster from top to bottom, each block once.
     """
-    return rasterio.Env(**{_CACHE: 32}) if _CACHE_IS_OURS else nullcontext()
+    # In bytes: unlike the variable, rasterio's environment knows nothing of megabytes.
+    return rasterio.Env(**{_CACHE: 32 * 2**20}) if _CACHE_IS_OURS else nullcontext()
 
 
 def open_dataset(path: Path, mode: str = "r", **profile: Any) -> Any:

@@ -291,7 +291,7 @@ def no_classifier(monkeypatch):
     def refused(*_, **__):
         raise AssertionError
 
-    for name in ("_classifier", "_objects", "listing", "find"):
+    for name in ("classifier_of", "_objects", "listing", "find"):
         monkeypatch.setattr(f"rsseg.api.labelling.{name}", refused)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -432,3 +434,10 @@ def test_pseudo_label_looks_at_what_a_site_links_to(linked_site, monkeypatch, fr
         pseudo_label(linked_site, device="cpu", until="cam", progress=hearer)
     assert "a.tif: lies in strips of 2100 x 1 px" in hearer.warnings[0]
     assert any("GB of memory" in note for note in hearer.notes) != refused
+
+
+def test_cutting_a_site_loads_neither_networks_nor_a_compiler():
+    script = "import sys, rsseg.api.tiling; print({'torch', 'numba'} & set(sys.modules))"
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from rsseg.io.opening import cache_bytes
 from rsseg.io.site import Scene, Site
 from rsseg.ops.decoding import Sides, times_decoded
 from rsseg.progress import Progress
-from rsseg.stages.planning import Plan
+
+if TYPE_CHECKING:  # brings a compiler along, which cutting a site into tiles does not need
+    from rsseg.stages.planning import Plan
 
 SMALL_PIXELS = 4_000_000
 """Rasters of fewer pixels are read within seconds, however they lie in their files."""

@@ -20,7 +20,7 @@ import pytest
 from helpers import NORTH_UP, noise, write_raster
 from small_models import write_model
 
-from rsseg.api import predict, tile
+from rsseg.api import predict, tile, vectorize
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.io.blocks import BlockStore
@@ -252,9 +252,30 @@ def test_what_a_map_killed_at_its_very_end_leaves_goes_with_the_next_run(tmp_pat
         0, np.zeros((1, 90, 100), np.uint8)
     )
     shutil.copy(out, tmp_path / ".map.confidence.tif")
+    leave_scratch(vectors)
     with pytest.raises(InputError, match="exists already"):
         predict(raster, model, out, vectors=vectors, device="cpu")
     assert_same(files(tmp_path), whole)
+
+
+def test_what_polygons_killed_at_their_very_end_leave_goes_with_the_next_run(tmp_path):
+    source = np.repeat([[0, 1]], 40, axis=0).repeat(30, axis=1).astype(np.uint8)
+    classes = Classes.from_names(["dark", "light"])
+    raster = write_raster(tmp_path / "map.tif", source, nodata=255, classes=classes)
+    out = tmp_path / "polygons.gpkg"
+    vectorize(raster, out)
+    whole = files(tmp_path)
+    leave_scratch(out)
+    with pytest.raises(InputError, match="exists already"):
+        vectorize(raster, out)
+    assert_same(files(tmp_path), whole)
+
+
+def leave_scratch(out: Path) -> None:
+    """Lay what was in work beside a vector file that is complete."""
+    folder = out.with_name(f".{out.name}.scratch") / "polygons"
+    folder.mkdir(parents=True)
+    (folder / "00000000-00000000.arrow").write_text("half")
 
 
 def test_what_a_site_killed_while_writing_leaves_goes_with_the_next_run(tmp_path):

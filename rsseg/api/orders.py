@@ -18,6 +18,7 @@ from rsseg.classes import Classes
 from rsseg.config import fingerprint
 from rsseg.errors import InputError
 from rsseg.io.blocks import BlockStore
+from rsseg.io.files import discard_scratch
 from rsseg.io.opening import open_dataset
 from rsseg.io.raster import Raster
 from rsseg.io.vector import Area
@@ -125,6 +126,7 @@ class Order:
             BlockStore(scratch, "", 1, self.job.shape, 1).remove()
         if self.vectors is not None:
             hidden_confidence(self.vectors).unlink(missing_ok=True)
+            discard_scratch(self.vectors)
 
     def draw(self, progress: Progress) -> None:
         """Write the polygons of the map, if they are wanted."""

@@ -17,7 +17,7 @@ from rsseg.classes import IGNORE, Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
 from rsseg.io.classmap import ClassMap, ClassRaster
-from rsseg.io.files import scratch_beside
+from rsseg.io.files import discard_scratch, scratch_beside
 from rsseg.io.footprints import FootprintTable
 from rsseg.io.ground import row_areas
 from rsseg.io.map_classes import open_map, warn_of_strange_ids
@@ -110,6 +110,7 @@ def vectorize(
             "right angles are for buildings and the like, not for a whole map; say for which class "
             "with --classes NAME"
         )
+    discard_scratch(out)
     check_vectors(out, overwrite, inputs)
     with small_cache(), ClassRaster(map_path) as raster, ExitStack() as stack:
         check_degrees(out, raster.grid.crs, map_path)

@@ -124,9 +124,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         RunError: the disk is full, or something else there fails.
     """
     check_output(path, overwrite=True)
-    final = path.resolve()
-    folder = final.with_name(f".{final.name}.scratch")
-    shutil.rmtree(folder, ignore_errors=True)
+    discard_scratch(path)
+    folder = _scratch_folder(path)
     folder.mkdir()
     try:
         yield folder
@@ -134,3 +133,16 @@ def scratch_beside(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: writing failed ({error}); is the disk full?") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_scratch(path: Path) -> None:
+    """Remove the folder of ``scratch_beside`` that a run left when it was killed, if there is one.
+
+    A run can be killed when its output has its name already, and then the next one has no work.
+    """
+    shutil.rmtree(_scratch_folder(path), ignore_errors=True)
+
+
+def _scratch_folder(path: Path) -> Path:
+    final = path.resolve()
+    return final.with_name(f".{final.name}.scratch")

@@ -1,16 +1,20 @@
 """Maps of rasters of any size: rsseg beside other tools and beside what nothing can beat.
 
 Usage: python benchmarks/predict.py OUT [--sizes 5000,10000] [--models pixel,deeplab]
-    [--tools rsseg,geoai,rastervision,geoinference,terratorch] [--units times,agreement,seams]
+    [--tools rsseg,geoai,rastervision,geoinference,terratorch] [--units times,agreement,dask,seams]
 
 Every tool maps the same rasters with the same networks, each time in a process of its own, by its
-public call (``predict_peers.py``); rsseg by ``rsseg.api.predict``. The limits are the network with
+public call (``predict_peers.py``); rsseg by ``rsseg.api.predict``, in bfloat16 as well where the
+device has it. The limits are the network with
 the argmax of its scores on batches that lie in memory, and GDAL's copy of the raster. ``pixel`` is
 one 1 x 1 convolution, so that what is not the network shows; ``deeplab`` is DeepLabV3+ with a
 ResNet-18 of random but fixed weights; ``trained`` is the checkpoint of --model. Rates of the
 network count all pixels that go into it. What was measured is kept in OUT/results.json:
 interrupted, it goes on where it was; tools that are missing are named. The tables are printed and
 written to OUT/table.md.
+
+``dask`` measures, on the smallest raster, by how much two workers of one thread each are faster
+than one thread, and by how much two networks alone are that run beside each other.
 
 ``seams`` measures, for the checkpoint of --model on the orthophoto of --ortho, how much
 probabilities step at the edges of windows.
@@ -33,7 +37,7 @@ from predict_runs import Settings
 
 from rsseg.nets.device import pick_device
 
-UNITS = ("times", "agreement", "seams")
+UNITS = ("times", "agreement", "dask", "seams")
 TOOLS = ("rsseg", *dict.fromkeys(peer.tool for peer in PEERS.values()))
 SPARED = 0.8
 """Share of the free memory that a child may take."""
@@ -44,7 +48,7 @@ def main() -> None:
     given = arguments()
     sizes: list[int] = sorted(given.sizes)
     bench = Bench(given.out, settings_of(given))
-    if {"times", "agreement"} & set(given.units):
+    if {"times", "agreement", "dask"} & set(given.units):
         remember(bench)
     if "times" in given.units:
         ways = [way for way, peer in PEERS.items() if peer.tool in given.tools]
@@ -52,6 +56,8 @@ def main() -> None:
         bench.times(sizes, given.models, ways, keep=sizes[0])
     if "agreement" in given.units:
         bench.agreement(sizes[0], given.models)
+    if "dask" in given.units:
+        bench.dask(sizes[0], "deeplab")
     if "seams" in given.units and given.model is not None and given.ortho is not None:
         bench.seams(given.model, given.ortho)
     lines = predict_tables.tables(bench.results, sizes, given.models, bench.troubles)

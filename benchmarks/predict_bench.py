@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,14 @@ import predict_models
 import predict_rasters
 import predict_seams
 import rasterio
+import torch
 from kept import Results
-from predict_job import Job
+from predict_job import OWN, Job
 from predict_peers import PEERS
 from predict_runs import OVERLAP, WINDOW, Settings, clear, run
 
 from rsseg.api import predict
+from rsseg.nets.device import fast_dtype, pick_device
 from rsseg.ops.blend import BLENDS
 
 WARM_UP = 1024
@@ -87,10 +92,15 @@ class Bench:
         """
         self.time("bare", "bare", models[0], WARM_UP)
         for model, size, turn, way in turns(sizes, models, ways):
-            if not self.was_too_much(model, size, way):
+            if not (self.was_too_much(model, size, way) or self.is_slow(way)):
                 self.time(f"time {model} {size} {way} {turn}", way, model, size)
-            if size != keep or way not in ("rsseg", *PEERS):
+            if size != keep or way not in (*OWN, *PEERS):
                 clear(self.made(model, size, way))
+
+    def is_slow(self, way: str) -> bool:
+        """Whether the device has no instructions for what a way computes in."""
+        device = pick_device(self.settings.device)
+        return OWN.get(way) == "bfloat16" and fast_dtype(device) != torch.bfloat16
 
     def was_too_much(self, model: str, size: int, way: str) -> bool:
         """Whether a smaller raster already was."""
@@ -101,23 +111,26 @@ class Bench:
             for kind, one, side, which, _ in failed
         )
 
-    def time(self, name: str, way: str, model: str, size: int) -> None:
-        """Time one way on one raster, if that has not been done yet."""
-        if self.results.has(name):
-            return
-        settings = self.settings
-        job = Job(
+    def job(self, way: str, model: str, size: int) -> Job:
+        """Return one way on one raster."""
+        return Job(
             way=way,
             raster=self.raster(size),
             model=self.model(model),
             made=self.made(model, size, way),
             window=WINDOW,
             overlap=OVERLAP,
-            batch=settings.batch,
-            device=settings.device,
+            batch=self.settings.batch,
+            device=self.settings.device,
         )
+
+    def time(self, name: str, way: str, model: str, size: int) -> None:
+        """Time one way on one raster, if that has not been done yet."""
+        if self.results.has(name):
+            return
+        job = self.job(way, model, size)
         clear(job.made)
-        found = run(job, settings, self.out)
+        found = run(job, self.settings, self.out)
         trouble = found.get("missing") or found.get("error")
         if trouble is not None:
             self.troubles[way] = str(trouble)
@@ -125,12 +138,30 @@ class Bench:
             return
         self.results.need(name, lambda: found)
 
+    def dask(self, size: int, model: str) -> None:
+        """Time one thread and two Dask workers, and one network alone and two beside each other."""
+        settings = replace(self.settings, threads=1)
+
+        def one(way: str) -> dict[str, Any]:
+            clear(self.made(model, size, way))
+            return run(self.job(way, model, size), settings, self.out)
+
+        def two() -> dict[str, Any]:
+            job = self.job("forward", model, size)
+            with ThreadPoolExecutor(2) as pool:
+                found = list(pool.map(lambda k: run(job, settings, self.out, k), ("a", "b")))
+            return {"best": sum(unit["best"] for unit in found)}
+
+        for way in ("rsseg", "dask", "forward"):
+            self.results.need(f"dask {model} {size} {way}", partial(one, way))
+        self.results.need(f"dask {model} {size} two forwards", two)
+
     def agreement(self, size: int, models: Sequence[str]) -> None:
         """Compare the maps that were kept with that by the book."""
         for model in models:
             book = self.made(model, size, "plain")
             self.time(f"plain {model} {size}", "plain", model, size)
-            for way in ("rsseg", *PEERS):
+            for way in (*OWN, *PEERS):
                 path = self.made(model, size, way)
                 if path.exists() and book.exists():
                     self.results.need(
@@ -170,7 +201,7 @@ def turns(
         own, others = rounds_of(size)
         for model in models:
             for turn in range(own):
-                for way in ("rsseg", "forward", "copy", *ways):
+                for way in (*OWN, "forward", "copy", *ways):
                     once = way == "copy" and model != models[0]
                     if not once and turn < (others if way in ways else own):
                         yield model, size, turn, way

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+OWN = {"rsseg": "float32", "rsseg-bfloat16": "bfloat16"}
+"""Ways to predict with rsseg → what its network computes in."""
+
 
 @dataclass(frozen=True)
 class Job:

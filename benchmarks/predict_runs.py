@@ -56,8 +56,14 @@ class Settings:
         }
 
 
-def run(job: Job, settings: Settings, folder: Path) -> dict[str, Any]:
+def run(job: Job, settings: Settings, folder: Path, beside: str = "") -> dict[str, Any]:
     """Run one way in a process of its own.
+
+    Args:
+        job: the way.
+        settings: what decides the results.
+        folder: of the benchmark.
+        beside: tells children apart that run at the same time.
 
     Returns:
         What the child printed, with ``whole``, its seconds from beginning to end; or ``failed``,
@@ -66,7 +72,7 @@ def run(job: Job, settings: Settings, folder: Path) -> dict[str, Any]:
     tool = PEERS[job.way].tool if job.way in PEERS else ""
     python = settings.pythons.get(tool, settings.pythons.get("", sys.executable))
     words = [python if tool else sys.executable, str(HERE / "predict_child.py"), job.to_json()]
-    said, complaints = folder / "child.out", folder / "child.err"
+    said, complaints = folder / f"child{beside}.out", folder / f"child{beside}.err"
     with said.open("w") as out, complaints.open("w") as err:
         start = time.perf_counter()
         with psutil.Popen(words, env=environment(settings, folder), stdout=out, stderr=err) as it:

@@ -7,11 +7,15 @@ from statistics import median
 from typing import Any
 
 from kept import Results
+from predict_job import OWN
 from predict_peers import PEERS
 from predict_seams import KINDS
 
 NONE = "–"
-SHOWN = {"rsseg": "**rsseg**"} | {way: f"{peer.tool} {peer.call}" for way, peer in PEERS.items()}
+SHOWN = {
+    **{way: f"**rsseg**, {precision}" for way, precision in OWN.items()},
+    **{way: f"{peer.tool} {peer.call}" for way, peer in PEERS.items()},
+}
 
 
 def tables(
@@ -31,6 +35,7 @@ def tables(
         yield from _scaling(results, model, sizes)
     yield from _limits(results, sizes, models)
     yield from _agreement(results)
+    yield from _dask(results)
     yield from _seams(results)
 
 
@@ -183,6 +188,23 @@ def _agreement(results: Results) -> Iterator[str]:
     for name, unit in found.items():
         _, model, size, way = name.split()
         yield f"| `{model}` | {int(size):,}² | {SHOWN[way]} | {unit['share']:.4%} |"
+    yield ""
+
+
+def _dask(results: Results) -> Iterator[str]:
+    """Yield what a second worker brings, beside what a second network alone does."""
+    found = results.of("dask ")
+    if len(found) < 4:
+        return
+    serial, dask, alone, beside = found
+    own = serial["seconds"] / dask["seconds"]
+    limit = beside["best"] / alone["best"]
+    yield "| one thread, s | two Dask workers, s | speed-up | of two networks alone | ratio |"
+    yield "|---|---|---|---|---|"
+    yield (
+        f"| {serial['seconds']:.1f} | {dask['seconds']:.1f} | {own:.2f} | {limit:.2f} | "
+        f"{own / limit:.2f} |"
+    )
     yield ""
 
 

@@ -13,7 +13,7 @@ import rasterio
 import rasterio.shutil
 import torch
 from numpy.typing import NDArray
-from predict_job import Job, Prepare, Work
+from predict_job import OWN, Job, Prepare, Work
 from predict_nets import PIXEL, load
 from predict_peers import one_band
 from rasterio.windows import Window
@@ -26,7 +26,7 @@ LAYOUTS = {"rows": torch.contiguous_format, "channels last": torch.channels_last
 
 
 def rsseg(job: Job) -> Work:
-    """Return ``rsseg.api.predict``."""
+    """Return ``rsseg.api.predict``, in the precision that its way stands for."""
     import predict_models
 
     from rsseg.api.prediction import predict
@@ -42,10 +42,36 @@ def rsseg(job: Job) -> Work:
             window=job.window,
             overlap=job.overlap / job.window,
             device=job.device,
+            precision=OWN[job.way],
             overwrite=True,
         )
         rows, cols = made[0].plan.windows
         return {"input": rows * cols * made[0].plan.window ** 2}
+
+    return work
+
+
+def dask(job: Job) -> Work:
+    """Return the same by two workers of one thread each, who are there before."""
+    from distributed import LocalCluster
+
+    from rsseg.api.prediction import predict
+
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+
+    def work() -> dict[str, Any]:
+        with cluster:
+            predict(
+                job.raster,
+                job.model,
+                job.made,
+                window=job.window,
+                overlap=job.overlap / job.window,
+                device=job.device,
+                dask=cluster.scheduler_address,
+                overwrite=True,
+            )
+        return {}
 
     return work
 
@@ -184,7 +210,8 @@ def corners(job: Job, shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 WAYS: dict[str, Prepare] = {
-    "rsseg": rsseg,
+    **dict.fromkeys(OWN, rsseg),
+    "dask": dask,
     "forward": forward,
     "copy": copy,
     "plain": plain,

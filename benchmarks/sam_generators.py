@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from rsseg.config import ProposalConfig, fingerprint
 from rsseg.nets import decoder, prompting, proposals
 from rsseg.nets import sam as first_sam
-from rsseg.nets.prompting import Prompter, fast_dtype
+from rsseg.nets.device import fast_dtype
+from rsseg.nets.prompting import Prompter
 from rsseg.nets.proposals import Proposals, propose
 from rsseg.nets.sam import load_sam
 from rsseg.ops import seeds, segments

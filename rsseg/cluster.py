@@ -24,6 +24,7 @@ import torch
 from rsseg import __version__
 from rsseg.errors import InputError, RssegError, RunError
 from rsseg.executors import Advance, deaf
+from rsseg.io.remote import RemotePath
 from rsseg.nets.device import hardware, pick_device
 from rsseg.progress import Progress
 
@@ -148,8 +149,8 @@ class Cluster:
             InputError: a worker cannot do it, and why.
         """
         there = [path for path in read if path.exists()]
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".rsseg-shared-") as sign:
-            ask = [*there, Path(sign.name)]
+        with _sign_in(folder) as sign:
+            ask = there if sign is None else [*there, sign]
             answers = self._client.run(_surveyed, self._device, ask, on_error="return")
         for address, answer in answers.items():
             if isinstance(answer, BaseException):
@@ -207,6 +208,16 @@ class _Answer:
     versions: tuple[str, str]
     kind: str
     hardware: str
+
+
+@contextmanager
+def _sign_in(folder: Path) -> Iterator[Path | None]:
+    """Give a file that shows who shares the folder; none in a store, which is everywhere."""
+    if isinstance(folder, RemotePath):
+        yield None
+        return
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".rsseg-shared-") as sign:
+        yield Path(sign.name)
 
 
 def _surveyed(device: str, paths: Sequence[Path]) -> _Answer:

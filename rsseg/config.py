@@ -24,6 +24,8 @@ Consistent = Literal["plain", "refined"]
 Jitter = Literal["bands", "colour"]
 Optimiser = Literal["adamw", "sgd"]
 Decay = Literal["poly", "cosine"]
+Method = Literal["supervised", "semi"]
+Purify = Literal["none", "vlm"]
 Prompting = Literal["adaptive", "grid"]
 Scores = Literal["softmax", "minmax"]
 CrfEngine = Literal["torch", "pydensecrf"]
@@ -246,6 +248,25 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
+class VlmConfig:
+    """What a vision-language model is asked about (SemiEarth §III-C).
+
+    Args:
+        window: pixels that the model sees at once, context included; small tiles are taken in
+            blocks.
+        halo: pixels of context around each window's cores; a multiple of 16.
+        side: pixels that windows are enlarged to a side for the model, for it sees in patches;
+            a multiple of 224, which all models of Qwen take as it is.
+        max_tokens: longest answer, in tokens.
+    """
+
+    window: int = 512
+    halo: int = 64
+    side: int = 896
+    max_tokens: int = 2048
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The segmenter.
 
@@ -256,9 +277,11 @@ class TrainConfig:
         weights: ImageNet weights: ``auto``, ``none``, or a file.
         window: side of the training crops and of the prediction windows, pixels; multiple of 32.
         overlap: share of the window by which prediction windows overlap.
-        epochs: passes over the labelled tiles; 0 = as many as make ``min_steps``.
+        epochs: passes over the labelled tiles, or with few labels over all tiles outside
+            validation; 0 = as many as make ``min_steps``.
         min_steps: optimiser steps at the least, when ``epochs`` is 0.
-        batch_size: crops per optimiser step, at least 2 (batch norm).
+        batch_size: crops per optimiser step, at least 2 (batch norm); as many unlabelled ones come
+            on top.
         lr: AdamW's peak learning rate; the encoder gets ``encoder_lr_factor`` of it.
         encoder_lr_factor: share of ``lr`` for the pretrained encoder.
         weight_decay: AdamW's weight decay.
@@ -279,6 +302,33 @@ class TrainConfig:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class SemiConfig:
+    """Few labels: ``rsseg train --labelled`` and ``--method semi`` (SemiEarth, after UniMatch V2).
+
+    A student learns from the labels and from those that its teacher, a moving average of itself,
+    gives to the unlabelled tiles.
+
+    Args:
+        resize: smallest and largest scale at which training crops are taken, labelled or not.
+        ema: greatest share of itself that the teacher keeps in a step.
+        gate: confidence from which the student learns from a label of the teacher's.
+        unlabelled_weight: weight w of the unlabelled loss, (L + w U) / (1 + w); 0 leaves the
+            unlabelled tiles out, but for the averaging.
+        tau_conf: confidence of the teacher below which ``--purify vlm`` hears the vision-language
+            model.
+        literal: purified labels count fully from ``tau_conf`` on, else not, as in the paper; else
+            they count by their confidence.
+    """
+
+    resize: tuple[float, ...] = (0.5, 2.0)
+    ema: float = 0.996
+    gate: float = 0.95
+    unlabelled_weight: float = 1.0
+    tau_conf: float = 0.7
+    literal: bool = False
+
+
 Config = (
     TileConfig
     | ClassifierConfig
@@ -286,7 +336,9 @@ Config = (
     | CrfConfig
     | ProposalConfig
     | LabelConfig
+    | VlmConfig
     | TrainConfig
+    | SemiConfig
 )
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -308,6 +360,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31),
     "halo": (0, 4096),
     "window": (32, 8192),
+    "side": (224, 8192),
+    "max_tokens": (1, math.inf),
     "hidden": (0, 4096),
     "strides": (1, TILE_MULTIPLE),
     "affinity_strides": (1, 32),
@@ -327,11 +381,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "superpixel_scale": (1, math.inf),
     "superpixel_min_area": (1, math.inf),
     **dict.fromkeys(("max_share", "score", "whole_score", "stability", "nms", "join"), (0, 1)),
-    **dict.fromkeys(("min_confidence", "purity"), (0, 1)),
+    **dict.fromkeys(("min_confidence", "purity", "gate"), (0, 1)),
+    "resize": (0.25, 4),
+    "ema": (0, 0.9999),
+    "unlabelled_weight": (0, 100),
+    "tau_conf": (0.01, 1),
 }
 """Least and largest value of settings, by name; the same in every configuration."""
 
-_MULTIPLES = {"halo": TILE_MULTIPLE, "window": 32}
+_MULTIPLES = {"halo": TILE_MULTIPLE, "window": 32, "side": 224}
 """Settings that must be whole multiples, so that the cells of feature maps fit."""
 
 
@@ -355,7 +413,16 @@ def checked(config: ConfigT) -> ConfigT:
             raise InputError(f"{kind} {name} = {value}: must be a multiple of {step}; use {near}")
     if isinstance(config, ClassifierConfig):
         _check_branches(config)
+    if isinstance(config, SemiConfig):
+        _check_resize(config.resize)
     return config
+
+
+def _check_resize(resize: tuple[float, ...]) -> None:
+    if len(resize) != 2 or resize[0] > resize[1]:
+        raise InputError(
+            f"semi resize = {list(resize)}: give the smallest and the largest scale, like [0.5, 2]"
+        )
 
 
 def _check_branches(config: ClassifierConfig) -> None:
@@ -433,7 +500,9 @@ SECTIONS: dict[str, type[Config]] = {
     "crf": CrfConfig,
     "proposals": ProposalConfig,
     "labels": LabelConfig,
+    "vlm": VlmConfig,
     "train": TrainConfig,
+    "semi": SemiConfig,
 }
 
 
@@ -451,7 +520,9 @@ class Settings:
     crf: CrfConfig = CrfConfig()
     proposals: ProposalConfig = ProposalConfig()
     labels: LabelConfig = LabelConfig()
+    vlm: VlmConfig = VlmConfig()
     train: TrainConfig = TrainConfig()
+    semi: SemiConfig = SemiConfig()
 
     def check(self) -> None:
         """Raise InputError where a value is out of range."""

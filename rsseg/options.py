@@ -46,11 +46,39 @@ class BlendName(StrEnum):
     CROP = "crop"
 
 
+class PrecisionName(StrEnum):
+    """What a network computes in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class TtaName(StrEnum):
     """Augmentations while predicting."""
 
     NONE = "none"
     FLIPS = "flips"
+
+
+class MethodName(StrEnum):
+    """How a segmenter is trained."""
+
+    SUPERVISED = "supervised"
+    SEMI = "semi"
+
+
+class PurifierName(StrEnum):
+    """Who mends a teacher's labels."""
+
+    NONE = "none"
+    VLM = "vlm"
+
+
+class CoordinatesName(StrEnum):
+    """What a vision-language model measures boxes in."""
+
+    PIXELS = "pixels"
+    THOUSANDTHS = "thousandths"
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")]
@@ -98,6 +126,51 @@ Proposals = Annotated[
 Sam = Annotated[
     str | None,
     typer.Option(metavar="NAME|FILE", help="Use SAM; its weights by registry name or file."),
+]
+
+Vlm = Annotated[
+    str | None,
+    typer.Option(
+        "--vlm",
+        metavar="NAME|DIR",
+        help="Local vision-language model, by its name on the Hugging Face hub or its folder.",
+    ),
+]
+VlmUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--vlm-url",
+        metavar="URL",
+        help="Ask the model of a server that speaks OpenAI's protocol, like "
+        "http://localhost:8000/v1, instead. Windows of the imagery are sent there; a key is taken "
+        "from the variable OPENAI_API_KEY.",
+    ),
+]
+VlmModel = Annotated[
+    str | None,
+    typer.Option(
+        "--vlm-model",
+        metavar="NAME",
+        show_default="the only one it has",
+        help="What the server calls its model.",
+    ),
+]
+VlmBits = Annotated[
+    int | None,
+    typer.Option(
+        "--vlm-bits",
+        metavar="4|8",
+        show_default="weights as they are",
+        help="Load a local model's weights in so many bits; needs an NVIDIA GPU and bitsandbytes.",
+    ),
+]
+VlmCoordinates = Annotated[
+    CoordinatesName | None,
+    typer.Option(
+        "--vlm-coordinates",
+        show_default="pixels for Qwen2.5-VL, else thousandths",
+        help="What the model measures boxes in: pixels of the image, or thousandths of its sides.",
+    ),
 ]
 
 Rasters = Annotated[
@@ -221,6 +294,31 @@ Labels = Annotated[
         help="Class raster or vector features; of several, later ones fill gaps.",
     ),
 ]
+TrainMethod = Annotated[
+    MethodName,
+    typer.Option(
+        "--method",
+        help="Learn from the labels alone, or also from all other tiles outside validation, which "
+        "a moving average of the network labels (semi).",
+    ),
+]
+Labelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="5%|N",
+        show_default="all",
+        help="Learn from this share or number of the labelled tiles, drawn by --seed with every "
+        "class among them if it can be, and take the others for unlabelled.",
+    ),
+]
+Purifier = Annotated[
+    PurifierName,
+    typer.Option(
+        "--purify",
+        help="Mend labels that are not sure by a vision-language model's opinions (vlm): of the "
+        "model that is named, or the layer of that name in the site. Training needs --method semi.",
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(
@@ -307,6 +405,12 @@ Blend = Annotated[
 Tta = Annotated[
     TtaName,
     typer.Option(help="flips: the mean over the image and its mirrorings, four times the work."),
+]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        help="bfloat16: half the time where the hardware has it; about one pixel in 100 differs."
+    ),
 ]
 Gsd = Annotated[
     float | None,

@@ -141,6 +141,7 @@ def read_tile(site: Site, scene: Scene, tile: Tile, reads: Mapping[str, str]) ->
         labelled=np.asarray((near >= 0).any(axis=-1)),
         layers={name: _read_layer(scene, name, key, tile.read) for name, key in planes.items()},
         objects=None if objects is None else objects.read(tile.core),
+        scene=scene.name,
     )
 
 

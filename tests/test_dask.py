@@ -246,7 +246,7 @@ class Mortal:
     """A network that notes its calls, and kills its process at the third one of all."""
 
     def __init__(self, path: Path, notes: Path) -> None:
-        self._network = network_of(path, "", "cpu", 64, "none")
+        self._network = network_of(path, "", "cpu", 64, "none", "float32")
         self._notes = notes
 
     def logits(self, images):
@@ -264,7 +264,7 @@ def test_a_worker_that_dies_costs_its_block_and_no_more(tmp_path, model, raster,
     job = Job(Raster(raster, card_bands), bands, 2, 64, 0.25, 2)
     options = {"classes": CLASSES, "fingerprint": "", "block_rows": 40}
     alone, notes = Outputs(tmp_path / "alone.tif"), tmp_path / "notes"
-    predict_map(job, network_of(model, "", "cpu", 64, "none"), alone, **options)
+    predict_map(job, network_of(model, "", "cpu", 64, "none", "float32"), alone, **options)
     shared = Outputs(tmp_path / "shared.tif")
     with connected(scheduler, None, "cpu", SILENT) as cluster:
         fill = Shared(cluster, Mortal, (model, notes), 1)

@@ -19,7 +19,8 @@ from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.config import ClassifierConfig, Settings, TileConfig, TrainConfig
 from rsseg.errors import InputError, RunError
-from rsseg.learn.data import Batches, LabelWindows, TagWindows, _colour_jittered
+from rsseg.learn.augment import colour_jittered
+from rsseg.learn.data import Batches, LabelWindows, TagWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.objective import two_speed_groups
 from rsseg.learn.supervised import SupervisedObjective
@@ -49,7 +50,7 @@ def site(tmp_path_factory):
 @pytest.fixture
 def plain(monkeypatch):
     """No jitter, so that pixels keep their meaning."""
-    monkeypatch.setattr("rsseg.learn.data._jittered", lambda image, random: image)
+    monkeypatch.setattr("rsseg.learn.data.jittered", lambda image, random: image)
 
 
 def numbers_of(site, image):
@@ -224,7 +225,7 @@ def pixels_of(normal, bands):
 def test_colour_jitter_keeps_to_the_papers_bounds(seed):
     image = np.broadcast_to(np.linspace(60, 120, 64, dtype=np.float32).reshape(8, 8), (3, 8, 8))
     normal = COLOURS.normalise(image, np.ones((8, 8), bool))
-    changed = _colour_jittered(normal, COLOURS, np.random.default_rng(seed))
+    changed = colour_jittered(normal, COLOURS, np.random.default_rng(seed))
     assert changed.dtype == np.float32
     grey = pixels_of(changed, COLOURS)
     # A grey image has neither saturation nor hue; brightness and contrast are linear.
@@ -232,7 +233,7 @@ def test_colour_jitter_keeps_to_the_papers_bounds(seed):
     slope = np.polyfit(image[0].ravel(), grey[0].ravel(), 1)[0]
     assert 0.7**2 <= slope <= 1.3**2
     assert 0.69 <= grey.mean() / image.mean() <= 1.31
-    again = _colour_jittered(normal, COLOURS, np.random.default_rng(seed))
+    again = colour_jittered(normal, COLOURS, np.random.default_rng(seed))
     assert_array_equal(again, changed)
 
 
@@ -243,7 +244,7 @@ def test_colour_jitter_turns_hues_a_little():
     for seed in range(20):
         normal = COLOURS.normalise(red, np.ones((4, 4), bool))
         rng = np.random.default_rng(seed)
-        r, g, b = pixels_of(_colour_jittered(normal, COLOURS, rng), COLOURS)[:, 0, 0]
+        r, g, b = pixels_of(colour_jittered(normal, COLOURS, rng), COLOURS)[:, 0, 0]
         assert r > max(g, b)
         hues.add(int(np.sign(round(float(g - b)))))
     assert hues >= {-1, 1}
@@ -254,7 +255,7 @@ def test_colour_jitter_knows_the_order_of_bands():
     image = noise((3, 8, 8)).astype(np.float32)
     one = COLOURS.normalise(image, np.ones((8, 8), bool))
     straight, reversed_ = (
-        _colour_jittered(values, bands, np.random.default_rng(4))
+        colour_jittered(values, bands, np.random.default_rng(4))
         for values, bands in ((one, COLOURS), (one[::-1], reverse))
     )
     assert_array_equal(straight, reversed_[::-1])

@@ -535,6 +535,51 @@ def test_flips_average_the_four_mirrorings():
     np.testing.assert_allclose(np.flip(mirrored, 3), flips(images), atol=1e-6)
 
 
+def test_bfloat16_is_what_the_network_computes_in_and_float32_what_comes_out():
+    seen = []
+
+    class Seeing(torch.nn.Conv2d):
+        def forward(self, images):
+            scores = super().forward(images)
+            seen.append(scores.dtype)
+            return scores
+
+    torch.manual_seed(0)
+    network = Seeing(3, 4, 1)
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    plain, reduced = (
+        np.stack(list(Forward(network, torch.device("cpu"), SILENT, tta, precision).logits(images)))
+        for tta, precision in (("none", "float32"), ("none", "bfloat16"))
+    )
+    assert seen == [torch.float32, torch.bfloat16]
+    assert reduced.dtype == np.float32
+    assert 0 < np.abs(reduced - plain).max() < 0.05
+
+
+def test_bfloat16_where_it_would_be_slower_is_refused(tmp_path, model, monkeypatch):
+    source = write_raster(tmp_path / "a.tif", image())
+    monkeypatch.setattr("rsseg.api.cutting.fast_dtype", lambda _: torch.float32)
+    with pytest.raises(InputError, match="precision bfloat16: cpu has no instructions"):
+        predict(source, model, tmp_path / "map.tif", precision="bfloat16", device="cpu")
+    with pytest.raises(InputError, match="precision 'double' is unknown"):
+        predict(source, model, tmp_path / "map.tif", precision="double", device="cpu")
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_map_of_another_precision_is_not_gone_on_with(tmp_path, model, monkeypatch):
+    """Their pixels differ, so their run keys do."""
+    source = write_raster(tmp_path / "a.tif", image())
+    monkeypatch.setattr("rsseg.api.cutting.fast_dtype", lambda _: torch.bfloat16)
+    keys = []
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / f"{precision}.tif"
+        predict(source, model, out, precision=precision, device="cpu")
+        with rasterio.open(out) as made:
+            keys.append(made.tags()["RSSEG_RUN"])
+            assert f"--precision={precision}" in made.tags()["RSSEG_COMMAND"]
+    assert keys[0] != keys[1]
+
+
 def test_memory_that_did_not_suffice_once_is_not_asked_for_again():
     spy, listener = Spy(room=2), Listener()
     forward = Forward(spy, torch.device("cpu"), listener)

@@ -138,9 +138,10 @@ def test_the_forward_stands_beside_rsseg_and_the_copy_is_of_one_model() -> None:
     assert rounds_of(100) == (3, 2)
     assert rounds_of(30_000) == (1, 1)
     ways = [way for model, _, turn, way in found if (model, turn) == ("pixel", 0)]
-    assert ways == ["rsseg", "forward", "copy", "geoai"]
+    assert ways == ["rsseg", "rsseg-bfloat16", "forward", "copy", "geoai"]
     assert [way for model, _, turn, way in found if (model, turn) == ("deeplab", 2)] == [
         "rsseg",
+        "rsseg-bfloat16",
         "forward",
     ]
 
@@ -227,7 +228,8 @@ def test_tables_say_what_is_missing_and_what_was_too_much(results: Results) -> N
     troubles = {"geoai": "geoai-py", "rastervision": "rastervision: no GDAL"}
     lines = list(tables(results, [1000, 2000], ["pixel"], troubles))
     shown = "\n".join(lines)
-    assert "| 1,000² | **rsseg** | 0.5 | 2.00 | 4.00 | 0.75 | 2.00 | 1.0 | 900 | 200 |" in lines
+    cells = "0.5 | 2.00 | 4.00 | 0.75 | 2.00 | 1.0 | 900 | 200 |"
+    assert f"| 1,000² | **rsseg**, float32 | {cells}" in lines
     assert "| 2,000² | 550.0 | 1.100 | 990 | 1.100 |" in lines
     assert "more than 1.0 GB" in shown
     assert "not installed: `pip install geoai-py`" in shown
@@ -243,6 +245,19 @@ def test_tables_say_what_is_missing_and_what_was_too_much(results: Results) -> N
             assert lines[row].count("|") == lines[i].count("|"), lines[row]
             row += 1
     assert tall
+
+
+def test_two_workers_are_compared_with_two_networks_alone(tmp_path: Path) -> None:
+    kept = Results(tmp_path / "results.json")
+    for way, found in (
+        ("rsseg", {"seconds": 90.0}),
+        ("dask", {"seconds": 50.0}),
+        ("forward", {"best": 1.0}),
+    ):
+        kept.need(f"dask deeplab 1000 {way}", lambda found=found: found)
+    assert "of two networks alone" not in "\n".join(tables(kept, [1000], [], {}))
+    kept.need("dask deeplab 1000 two forwards", lambda: {"best": 2.0})
+    assert "| 90.0 | 50.0 | 1.80 | 2.00 | 0.90 |" in list(tables(kept, [1000], [], {}))
 
 
 def test_tables_of_nothing(tmp_path: Path) -> None:

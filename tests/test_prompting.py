@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg.nets import prompting as module
-from rsseg.nets.device import cpu_has_bf16
-from rsseg.nets.prompting import Drawn, Prompter, Seen, fast_dtype, stability
+from rsseg.nets.device import cpu_has_bf16, fast_dtype
+from rsseg.nets.prompting import Drawn, Prompter, Seen, stability
 from rsseg.nets.sam import FirstSam
 from rsseg.nets.sam2 import Sam2, build_sam2
 

@@ -312,7 +312,7 @@ def test_sam_sees_several_images_at_once_on_a_gpu(monkeypatch):
         seen.append(len(images))
         return [superpixels(image, scale=60, min_size=64) for image in images]
 
-    monkeypatch.setattr(sam, "_load", lambda checkpoint, device: None)
+    monkeypatch.setattr(sam, "load_prompter", lambda checkpoint, device: None)
     monkeypatch.setattr(sam, "_sam_masks", propose)
     weights = Path("sam.pt")
     assert mask_stage(checkpoint=weights).batch_size == 1

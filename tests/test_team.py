@@ -28,13 +28,13 @@ from rsseg.nets.checkpoint import Checkpoint
 CONFIG = TrainConfig(arch="tiny", window=32, epochs=2, batch_size=4)
 
 
-def start(folder: Path) -> None:
+def start(folder: Path, method: str) -> None:
     """Train, and keep the weights with which this process ends."""
     ended: list[nn.Module] = []
     original = fitting._Loop
 
     def remembering(objective, *args):
-        ended.append(objective.network)
+        ended.append(objective.trained)
         return original(objective, *args)
 
     fitting._Loop = remembering
@@ -42,6 +42,8 @@ def start(folder: Path) -> None:
         folder / "site.zarr",
         folder / "model.pt",
         labels=[folder / "labels.tif"],
+        method=method,
+        labelled=4 if method == "semi" else None,
         config=CONFIG,
         device="cpu",
     )
@@ -58,10 +60,11 @@ def make_site(folder: Path) -> None:
     tile([folder / "a.tif"], folder / "site.zarr", classes, config=TileConfig(32, 0))
 
 
-def test_two_processes_train_one_network(tmp_path):
+@pytest.mark.parametrize("method", ["supervised", "semi"])
+def test_two_processes_train_one_network(tmp_path, method):
     make_site(tmp_path)
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    place = [__file__, str(tmp_path)]
+    place = [__file__, str(tmp_path), method]
     # Loopback, whatever the name of this machine stands for.
     local = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **local}
@@ -131,4 +134,4 @@ def test_what_torchrun_says(monkeypatch):
 
 
 if __name__ == "__main__":
-    start(Path(sys.argv[1]))
+    start(Path(sys.argv[1]), sys.argv[2])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rsseg.api.evaluation import evaluate
     from rsseg.api.exporting import export, export_paths
     from rsseg.api.labelling import pseudo_label
+    from rsseg.api.opinions import OpinionReport, ask_opinions
     from rsseg.api.orders import Prediction
     from rsseg.api.overview import SiteInfo, info
     from rsseg.api.picturing import quicklook
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Assessment": "assessing",
     "Evaluation": "scoring",
+    "OpinionReport": "opinions",
     "Prediction": "orders",
     "Sample": "sampling",
     "SiteInfo": "overview",
     "Vectors": "vectorizing",
+    "ask_opinions": "opinions",
     "assess": "assessing",
     "draw_sample": "sampling",
     "evaluate": "evaluation",
@@ -51,10 +54,12 @@ _HOMES = {
 __all__ = [
     "Assessment",
     "Evaluation",
+    "OpinionReport",
     "Prediction",
     "Sample",
     "SiteInfo",
     "Vectors",
+    "ask_opinions",
     "assess",
     "draw_sample",
     "evaluate",

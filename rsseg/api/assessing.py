@@ -20,6 +20,7 @@ from rsseg.grid import Window
 from rsseg.io.classmap import ClassMap, ClassRaster
 from rsseg.io.ground import HECTARE
 from rsseg.io.map_classes import open_map
+from rsseg.io.remote import as_path
 from rsseg.io.sample import LEAST, SamplePoints, read_sample
 from rsseg.io.strata import count_strata
 from rsseg.io.tables import Tabular, defined
@@ -167,7 +168,7 @@ def assess(
             added or deleted, its classes are unknown, or points are open.
         RunError: the map turns out to be damaged.
     """
-    map_path, sample_path = Path(map_path), Path(sample_path)
+    map_path, sample_path = as_path(map_path), as_path(sample_path)
     with ClassRaster(map_path) as raster:
         pixels = open_map(raster, classes, progress)
         sample = read_sample(sample_path, raster.grid, pixels.classes)

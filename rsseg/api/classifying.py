@@ -11,6 +11,7 @@ import torch
 from rsseg.api.windows import Chain, tags_under
 from rsseg.config import fingerprint
 from rsseg.io.files import replacing
+from rsseg.io.remote import workplace
 from rsseg.learn.data import TagWindows
 from rsseg.learn.fit import Schedule, fit
 from rsseg.learn.tags import TagObjective
@@ -29,7 +30,7 @@ def classifier_of(chain: Chain, device: str, progress: Progress) -> Path:
         {name: scene.validation.tolist() for name, scene in site.scenes.items()},
     )
     path = site.models / f"classifier-{key}.safetensors"
-    work = site.models / f"classifier-{key}.partial"
+    work = workplace(site.models / f"classifier-{key}.partial")
     if path.exists():
         progress.detail(f"classifier {key} was fitted before")
     else:

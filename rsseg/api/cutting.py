@@ -10,8 +10,8 @@ import torch
 from rsseg.config import TrainConfig
 from rsseg.errors import InputError
 from rsseg.nets.checkpoint import Card
-from rsseg.nets.device import default_batch_size
-from rsseg.nets.segmenter import TTA
+from rsseg.nets.device import default_batch_size, fast_dtype
+from rsseg.nets.segmenter import PRECISIONS, TTA
 from rsseg.ops.blend import BLENDS
 
 WINDOW_MULTIPLE = 32
@@ -29,6 +29,7 @@ class Cut:
         gsd: metres per pixel to resample to, or None.
         blend: how windows pass into each other, a key of ``BLENDS``.
         tta: how often the network looks at a window, a key of ``TTA``.
+        precision: what the network computes in, of ``PRECISIONS``.
     """
 
     window: int
@@ -37,6 +38,7 @@ class Cut:
     gsd: float | None
     blend: str
     tta: str
+    precision: str
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class Cut:
         batch_size: int | None,
         blend: str,
         tta: str,
+        precision: str,
     ) -> Cut:
         """Fill in what the checkpoint and the device say.
 
@@ -68,8 +71,14 @@ class Cut:
             raise InputError(f"batch size {batch_size}: give 1 or more")
         _check_choice("blend", blend, BLENDS)
         _check_choice("tta", tta, TTA)
+        _check_choice("precision", precision, PRECISIONS)
+        if precision == "bfloat16" and fast_dtype(device) != torch.bfloat16:
+            raise InputError(
+                f"precision bfloat16: {device.type} has no instructions for it, so it would be "
+                "slower; use float32"
+            )
         usual = max(1, default_batch_size(device) * 256**2 // side**2)
-        return cls(side, share, batch_size or usual, gsd, blend, tta)
+        return cls(side, share, batch_size or usual, gsd, blend, tta, precision)
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ from rsseg.io.map_classes import (
     warn_of_strange_ids,
 )
 from rsseg.io.preview import Sampler
+from rsseg.io.remote import as_path
 from rsseg.io.vector import areal, classify, is_vector, meets, rasterise, read_features
 from rsseg.ops.boundary import boundary_counts
 from rsseg.ops.confusion import confusion
@@ -79,7 +80,7 @@ def evaluate(
             out of range.
         RunError: a file turns out to be damaged.
     """
-    map_path, truth_path = Path(map_path), Path(truth_path)
+    map_path, truth_path = as_path(map_path), as_path(truth_path)
     if not 1 <= boundary <= WIDEST_BOUNDARY:
         raise InputError(f"--boundary {boundary}: give 1 to {WIDEST_BOUNDARY} pixels")
     with ExitStack() as stack:

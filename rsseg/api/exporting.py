@@ -18,6 +18,8 @@ from rsseg.grid import Grid, Window
 from rsseg.io.layers import LABELS, Layer
 from rsseg.io.mapfile import Kind, check_map, strips, write_map
 from rsseg.io.masks import MASKS, OBJECTS, SceneObjects
+from rsseg.io.opinions import OPINIONS
+from rsseg.io.remote import as_path
 from rsseg.io.site import Scene, Site
 from rsseg.ops.objects import bands_of
 from rsseg.progress import SILENT, Progress
@@ -45,7 +47,8 @@ def export(
     Args:
         site: the site.
         layer: ``image``, ``valid``, ``tags`` or a layer that a step made (``cam``, ``crf``,
-            ``masks``, ``labels``); ``cam:building`` is one class of ``cam``, ``crf`` or ``tags``.
+            ``masks``, ``labels``, ``opinions``); ``cam:building`` is one class of ``cam``, ``crf``,
+            ``opinions`` or ``tags``.
             ``masks`` becomes four bands of object numbers, unique in the scene, 0 = none; objects
             that lie over more than that many others at once are left out there.
         out: the file to write; of several scenes, ``out_SCENE.tif`` for each.
@@ -94,7 +97,7 @@ def export_paths(
     Raises:
         InputError: no such scene, or a file cannot be written.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(f"{out}: a layer becomes a GeoTIFF; give a name that ends in .tif")
     if scene is not None and scene not in site.scenes:
@@ -170,7 +173,7 @@ def _picture(
     site: Site, scene: Scene, layer: str, class_name: str | None, progress: Progress
 ) -> _Picture:
     of_classes = {"cam": site.classes.foreground, "crf": range(len(site.classes))}
-    of_classes["tags"] = of_classes["crf"]
+    of_classes["tags"] = of_classes[OPINIONS] = of_classes["crf"]
     if class_name is not None and layer not in of_classes:
         raise InputError(
             f"layer {layer!r} is not one per class, so {layer}:{class_name} means nothing; "

@@ -18,6 +18,7 @@ from rsseg.config import (
     RECIPES,
     ClassifierConfig,
     ProposalConfig,
+    Purify,
     Settings,
     fingerprint,
     recipe_for,
@@ -25,10 +26,12 @@ from rsseg.config import (
 from rsseg.errors import InputError
 from rsseg.grid import Tile
 from rsseg.io.masks import MASKS, OBJECTS
-from rsseg.io.site import Site, describe_source
+from rsseg.io.opinions import SiteOpinions
+from rsseg.io.remote import as_path, describe_source
+from rsseg.io.site import Site
 from rsseg.nets.checkpoint import Checkpoint
 from rsseg.nets.device import default_batch_size, pick_device
-from rsseg.nets.weights import find, listing
+from rsseg.nets.weights import find, sam_at_hand
 from rsseg.progress import SILENT, Progress
 from rsseg.run import run
 from rsseg.stages.cam import CamStage
@@ -48,6 +51,7 @@ def pseudo_label(
     until: Until = "sam",
     sam: str | None = None,
     model: str | Path | None = None,
+    purify: Purify = "none",
     aoi: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -68,6 +72,8 @@ def pseudo_label(
         sam: SAM's weights, by registry name or path, where the settings want SAM; None takes those
             at hand.
         model: a segmenter's checkpoint; None goes by the image-level classifier.
+        purify: ``vlm`` lets the layer ``opinions``, which ``ask_opinions`` makes, mend labels
+            whose posterior is below ``tau_conf`` of ``[semi]``.
         aoi: polygons that say where to label; everywhere by default.
         device: where networks run.
         batch_size: windows at a time for the CAMs; by default what suits the device.
@@ -83,8 +89,8 @@ def pseudo_label(
         The site.
 
     Raises:
-        InputError: no tags, no SAM weights, a model of other classes or bands, polygons that do
-            not meet the site, or Dask workers that cannot do the work.
+        InputError: no tags, no SAM weights, no opinions, a model of other classes or bands,
+            polygons that do not meet the site, or Dask workers that cannot do the work.
         RunError: workers were lost for good.
     """
     if settings is None:
@@ -95,12 +101,14 @@ def pseudo_label(
     if dask is None:
         pick_device(device)
     else:  # workers may stand in another folder
-        site, model = Path(site).absolute(), None if model is None else Path(model).absolute()
+        site = as_path(site).absolute()
+        model = None if model is None else as_path(model).absolute()
     opened = Site(site)
+    opinions = None if purify == "none" else SiteOpinions(opened).key
     if model is None:
         _check_jitter(opened, settings.classifier)
     else:
-        _check_model(opened, Path(model))
+        _check_model(opened, as_path(model))
     chain = Chain.plan(opened, settings, aoi)
     opened.tidy()
     seen = settings.classifier.window + 2 * settings.classifier.halo
@@ -112,17 +120,17 @@ def pseudo_label(
         else:
             linked = [scene.source for scene in opened.scenes.values() if scene.linked]
             weights = None if weights is None else weights.absolute()
-            files = [Path(path) for path in (model, weights) if path is not None]
+            files = [as_path(path) for path in (model, weights) if path is not None]
             where, _ = cluster.survey([opened.path, *linked, *files], opened.path)
         means = _Means(where, workers or os.cpu_count() or 1, cluster, progress)
-        checkpoint = classifier_of(chain, device, progress) if model is None else Path(model)
+        checkpoint = classifier_of(chain, device, progress) if model is None else as_path(model)
         cams = _cams(chain, settings, checkpoint, model is not None, batch_size, means)
         if until == "cam":
             return opened
         stretched = model is None and settings.cam.scores == "minmax"
         posteriors = _posteriors(chain, settings, cams, stretched, means)
         if until != "crf":
-            _labels(chain, settings, posteriors, weights, means)
+            _labels(chain, settings, posteriors, weights, opinions, means)
     return opened
 
 
@@ -198,7 +206,12 @@ def _posteriors(chain: Chain, settings: Settings, cams: str, stretched: bool, me
 
 
 def _labels(
-    chain: Chain, settings: Settings, posteriors: str, weights: Path | None, means: _Means
+    chain: Chain,
+    settings: Settings,
+    posteriors: str,
+    weights: Path | None,
+    opinions: str | None,
+    means: _Means,
 ) -> None:
     """Make the layer ``labels``, and those that it needs besides the posteriors."""
     masks = objects = None
@@ -206,9 +219,17 @@ def _labels(
         masks, objects = _objects(chain, settings.proposals, weights, means)
     site, overlap = chain.site, settings.proposals.overlap
     stage = LabelStage(
-        posteriors, masks, objects, settings.labels, overlap, site.classes.background
+        posteriors,
+        masks,
+        objects,
+        settings.labels,
+        overlap,
+        site.classes.background,
+        opinions,
+        settings.semi.tau_conf,
     )
-    key = fingerprint(settings.labels, overlap, posteriors, objects, chain.area_key)
+    heard = [] if opinions is None else [opinions, settings.semi.tau_conf]
+    key = fingerprint(settings.labels, overlap, posteriors, objects, chain.area_key, *heard)
     means.run(stage, site, key, chain.tagged)
 
 
@@ -284,11 +305,10 @@ def _sam_weights(
         return None
     if sam is not None:
         return find(sam)
-    at_hand = [one for one in listing() if "sam" in one.name and one.path is not None]
-    if at_hand:
-        # In the registry's order, in which those that are quick on a CPU stand first.
-        progress.detail(f"segments come from {at_hand[0].name}; --sam takes another")
-        return at_hand[0].path
+    at_hand = sam_at_hand()
+    if at_hand is not None:
+        progress.detail(f"segments come from {at_hand.name}; --sam takes another")
+        return at_hand.path
     progress.warn(
         "no SAM weights at hand: superpixels serve as proposals instead; for SAM run "
         "rsseg weights fetch mobile_sam, or give --sam FILE"

@@ -21,6 +21,7 @@ from rsseg.io.blocks import BlockStore
 from rsseg.io.files import discard_scratch
 from rsseg.io.opening import open_dataset
 from rsseg.io.raster import Raster
+from rsseg.io.remote import as_path
 from rsseg.io.vector import Area
 from rsseg.io.vector_output import check_degrees
 from rsseg.nets.checkpoint import Card, Checkpoint
@@ -190,7 +191,7 @@ def orders_of(
     for path in sources:
         raster, source = open_suitable(path, card, cut.gsd, progress)
         try:
-            area = None if aoi is None else Area(Path(aoi), raster.grid)
+            area = None if aoi is None else Area(as_path(aoi), raster.grid)
         except InputError as error:
             missed = error
             if len(sources) > 1:
@@ -226,7 +227,9 @@ class Keys:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, made_on: str, cut: Cut, aoi: str | Path | None) -> Keys:
-        network = fingerprint(checkpoint.fingerprint, made_on, torch.__version__, cut.tta)
+        network = fingerprint(
+            checkpoint.fingerprint, made_on, torch.__version__, cut.tta, cut.precision
+        )
         # Names alone: in a map's tags neither folders nor times may show.
         area = None if aoi is None else Path(aoi).name
         return cls(network, fingerprint(network, asdict(cut), area, __version__))
@@ -276,6 +279,7 @@ def _command(checkpoint: Checkpoint, order: Order, cut: Cut) -> str:
         "batch-size": cut.batch_size,
         "blend": cut.blend,
         "tta": cut.tta,
+        "precision": cut.precision,
         "gsd": None if cut.gsd is None else f"{cut.gsd:g}",
         "aoi": None if area is None else area.path.name,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsseg.classes import Classes
+from rsseg.io.remote import RemotePath
 from rsseg.io.site import Scene, Site
 from rsseg.io.tags import is_tagged, shares
 
@@ -121,7 +122,6 @@ def info(site: str | Path) -> SiteInfo:
     """
     opened = Site(site)
     tags, reviewed = _tags(opened)
-    files = [path for path in opened.path.rglob("*") if path.is_file()]
     return SiteInfo(
         path=str(opened.path),
         classes=opened.classes,
@@ -134,8 +134,14 @@ def info(site: str | Path) -> SiteInfo:
         reviewed_tiles=reviewed,
         layers=_layers(opened),
         models=tuple(sorted(path.name for path in opened.models.glob("*.safetensors"))),
-        disk_bytes=sum(path.stat().st_size for path in files),
+        disk_bytes=_bytes_below(opened.path),
     )
+
+
+def _bytes_below(folder: Path) -> int:
+    if isinstance(folder, RemotePath):
+        return folder.bytes_below()
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _scene(scene: Scene) -> SceneInfo:

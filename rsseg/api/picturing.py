@@ -20,6 +20,7 @@ from rsseg.io.map_classes import named_by_id
 from rsseg.io.mapfile import read_classes, read_colours
 from rsseg.io.preview import id_picture, picture, preview_grid
 from rsseg.io.raster import Raster
+from rsseg.io.remote import as_path
 from rsseg.ops.figure import Entry, draw_figure
 from rsseg.ops.picture import on_white, overlay, paint, shares
 from rsseg.progress import SILENT, Progress
@@ -75,8 +76,8 @@ def quicklook(
             the map has several bands, or an option is out of range.
         RunError: a file turns out to be damaged.
     """
-    raster, out = Path(raster), Path(out)
-    source = None if map_path is None else Path(map_path)
+    raster, out = as_path(raster), as_path(out)
+    source = None if map_path is None else as_path(map_path)
     _check(out, size, opacity, side_by_side and source is None)
     check_output(out, overwrite, [raster, *([source] if source else [])])
     own = Raster(raster).grid

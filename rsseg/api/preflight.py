@@ -19,6 +19,7 @@ from rsseg.io.build import MODEL_BYTES, SitePlan
 from rsseg.io.layout import Layout, read_header
 from rsseg.io.machine import memory
 from rsseg.io.opening import cache_bytes
+from rsseg.io.remote import RemotePath, gdal_name
 from rsseg.io.site import Scene, Site
 from rsseg.ops.decoding import Sides, times_decoded
 from rsseg.progress import Progress
@@ -48,6 +49,9 @@ ACTIVATION_BYTES = 1000
 
 PIXELS_AT_ONCE = 2**18
 """Pixels that go through a network together on a CPU."""
+
+LOADED_BYTES = 2 * 10**8
+"""What comes with a network: its weights, its library, compiled loops; and scattered memory."""
 
 MEASURING_BYTES = 10**8
 """What the statistics of a raster take, about."""
@@ -152,9 +156,8 @@ def _described(layout: Layout) -> str:
 
 
 def _retile(path: Path) -> str:
-    return shlex.join(
-        ["gdal_translate", "-of", "COG", str(path), str(path.with_name(f"{path.stem}_cog.tif"))]
-    )
+    files = map(gdal_name, [path, path.with_name(f"{path.stem}_cog.tif")])
+    return shlex.join(["gdal_translate", "-of", "COG", *files])
 
 
 def _check_blocks(layout: Layout, reading: Reading) -> None:
@@ -202,13 +205,18 @@ def check_disk(needed: int, folder: Path, advice: str, progress: Progress) -> No
         advice: what to do, if it is refused.
         progress: is warned.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     has = f"{free / GIGABYTE:.2f} GB are free"
     found = f"up to {needed / GIGABYTE:.2f} GB of disk are needed, {has}"
     if needed * LEAST_DISK_SHARE > free:
         raise InputError(f"{folder}: {found}; {advice}")
     if needed > free:
         progress.warn(f"{folder}: {found}; if it fills up, make room and run again to go on")
+
+
+def free_bytes(folder: Path) -> float:
+    """Return how much room there is: on the disk of a folder, or, without end, in a store."""
+    return math.inf if isinstance(folder, RemotePath) else shutil.disk_usage(folder).free
 
 
 def foretold(disk: int, folder: Path, memory_bytes: int, seconds: float | None = None) -> str:
@@ -220,10 +228,11 @@ def foretold(disk: int, folder: Path, memory_bytes: int, seconds: float | None =
         memory_bytes: of this process, about.
         seconds: None where they are not known.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     time = "" if seconds is None else f", {span(seconds)}"
+    room = "in the store" if math.isinf(free) else f"of disk ({free / GIGABYTE:.1f} GB free)"
     return (
-        f"up to {disk / GIGABYTE:.2f} GB of disk ({free / GIGABYTE:.1f} GB free), "
+        f"up to {disk / GIGABYTE:.2f} GB {room}, "
         f"about {memory_bytes / GIGABYTE:.1f} GB of memory{time}"
     )
 
@@ -259,12 +268,12 @@ def foretell_maps(
     """
     disk = sum(one.output_bytes for one in plans) + max(one.scratch_bytes for one in plans)
     check_disk(disk, folder, "make room or give another disk with --out", progress)
-    most = max(plans, key=lambda one: one.memory_bytes)
+    most = max(plans, key=lambda one: one.memory_bytes + one.cache_bytes)
     activations = max(most.window**2, PIXELS_AT_ONCE) * ACTIVATION_BYTES if on_cpu else 0
     used = check_memory(
         "predict",
         most.memory_bytes + max(readers, 1) * max(one.block_bytes for one in layouts),
-        cache_bytes() + activations,
+        most.cache_bytes + activations + LOADED_BYTES,
         "give a smaller --batch-size, --window or --block-rows",
         progress,
     )

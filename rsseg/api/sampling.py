@@ -15,6 +15,7 @@ from rsseg.io.classmap import ClassMap, ClassRaster
 from rsseg.io.geopackage import check_geopackage
 from rsseg.io.ground import HECTARE
 from rsseg.io.map_classes import open_map
+from rsseg.io.remote import as_path
 from rsseg.io.sample import LEAST, SamplePoints, write_sample
 from rsseg.io.strata import Strata, count_strata, find_columns
 from rsseg.ops.sampling import allocate, draw
@@ -79,7 +80,7 @@ def draw_sample(
             written, or the points are too few for the classes.
         RunError: the map turns out to be damaged.
     """
-    map_path, out = Path(map_path), Path(out)
+    map_path, out = as_path(map_path), as_path(out)
     if out.suffix.lower() != ".gpkg":
         raise InputError(f"{out}: a sample is a GeoPackage; give a name that ends in .gpkg")
     if min_per_class < LEAST:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rsseg.io.remote import as_path
 from rsseg.io.site import Site
 from rsseg.io.tag_table import TagTable
 from rsseg.io.tags import advise, check, read_tags, shares, split_blocks
@@ -67,7 +68,7 @@ def tag(
     opened = Site(site)
     scenes = [scene.tiles for scene in opened.scenes.values()]
     tags = read_tags(
-        [Path(source) for source in sources],
+        [as_path(source) for source in sources],
         scenes,
         opened.classes,
         field=field,

@@ -11,6 +11,7 @@ from rsseg.errors import InputError
 from rsseg.io.files import check_output
 from rsseg.io.mapfile import check_map
 from rsseg.io.raster import list_rasters
+from rsseg.io.remote import as_path, workplace
 from rsseg.io.vector_output import check_vectors
 from rsseg.stages.outputs import Outputs
 
@@ -19,7 +20,7 @@ SUFFIXES = (".tif", ".tiff")
 
 def hidden_confidence(vectors: Path) -> Path:
     """Return where the confidence waits that nobody asked for but the polygons need."""
-    return vectors.with_name(f".{vectors.stem}.confidence.tif")
+    return workplace(vectors).with_name(f".{vectors.stem}.confidence.tif")
 
 
 def sources_of(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -31,12 +32,12 @@ def sources_of(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
     given = _listed(inputs)
     if not given:
         raise InputError("no raster to map: give files or a folder")
-    return [path for one in given for path in list_rasters(Path(one))]
+    return [path for one in given for path in list_rasters(one)]
 
 
 def _several(inputs: str | Path | Sequence[str | Path]) -> bool:
     given = _listed(inputs)
-    return len(given) > 1 or Path(given[0]).is_dir()
+    return len(given) > 1 or as_path(given[0]).is_dir()
 
 
 def _listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -85,8 +86,8 @@ class Targets:
 
     @property
     def parent(self) -> Path:
-        """A folder that exists, on the disk of the maps."""
-        folder = self.places.map.resolve()
+        """A folder that exists, on the disk where maps are made."""
+        folder = workplace(self.places.map).resolve()
         return folder if folder.is_dir() else folder.parent
 
     def of_source(self, source: Path) -> Outputs:

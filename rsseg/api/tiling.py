@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rsseg.api.preflight import WHOLE_WIDTH, Reading, foretell_site, look_at
+from rsseg.api.preflight import WHOLE_WIDTH, Reading, foretell_site, free_bytes, look_at
 from rsseg.bands import three_bands
 from rsseg.classes import Classes
 from rsseg.config import TileConfig
@@ -19,7 +18,8 @@ from rsseg.io.files import check_output
 from rsseg.io.mapfile import write_map
 from rsseg.io.measure import measure
 from rsseg.io.raster import Raster, list_rasters
-from rsseg.io.site import Scene, Site, sheet_path
+from rsseg.io.remote import as_path
+from rsseg.io.site import Scene, Site, is_unfinished, sheet_path
 from rsseg.io.tag_sheet import write_sheet
 from rsseg.progress import SILENT, Progress
 
@@ -57,8 +57,8 @@ def tile(
     Raises:
         InputError: something about the rasters or the outputs does not fit; nothing was written.
     """
-    out = Path(out)
-    paths = [path for given in rasters for path in list_rasters(Path(given))]
+    out = as_path(out)
+    paths = [path for given in rasters for path in list_rasters(given)]
     core, _ = split_overlap(config.size, config.overlap)
     look_at(paths, Reading((core, WHOLE_WIDTH), (core, WHOLE_WIDTH)), progress)
     opened = [Raster(path, tuple(bands) if bands else None) for path in paths]
@@ -110,7 +110,7 @@ def _plan(
 def _check_outputs(out: Path, patches: str | Path | None, overwrite: bool) -> None:
     if out.suffix != ".zarr":
         raise InputError(f"--out {out}: a site's name ends in .zarr; use {out}.zarr")
-    if out.exists():
+    if out.exists() and not is_unfinished(out):
         if not overwrite:
             raise InputError(f"{out}: exists already; give another name or --overwrite")
         Site(out)  # or it is not ours to replace
@@ -130,7 +130,7 @@ def _set_aside(sheet: Path) -> Path:
 
 def _announce(plan: SitePlan, out: Path, progress: Progress) -> None:
     size, files = plan.estimate()
-    free = shutil.disk_usage(out.resolve().parent).free
+    free = free_bytes(out.resolve().parent)
     progress.note(
         f"{len(plan.rasters)} scene(s), {plan.tile_count()} tiles; pixels are "
         f"{'linked' if plan.links else 'copied'}; all steps together need {files} files, "

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from rsseg.config import TrainConfig, checked, fingerprint
+from rsseg.api.lots import cast_lots
+from rsseg.api.ways import Samples, Way
+from rsseg.config import Method, Purify, SemiConfig, TrainConfig, checked, fingerprint
 from rsseg.errors import InputError
-from rsseg.grid import Tile
 from rsseg.io.files import check_output, replacing
-from rsseg.io.labels import LabelSource, open_labels
-from rsseg.io.site import Site, describe_source
-from rsseg.io.tags import split_blocks
+from rsseg.io.labels import open_labels
+from rsseg.io.opinions import SiteOpinions
+from rsseg.io.remote import as_path, describe_source, workplace
+from rsseg.io.site import Site
 from rsseg.io.vector import split_layer
-from rsseg.learn.data import LabelWindows
 from rsseg.learn.fit import Schedule, fit
-from rsseg.learn.supervised import SupervisedObjective
 from rsseg.learn.team import assembled
 from rsseg.nets.checkpoint import Card, save_checkpoint
 from rsseg.nets.device import pick_device
@@ -37,7 +35,11 @@ def train(
     labels: Sequence[str | Path] = (),
     field: str | None = None,
     only: str | None = None,
+    method: Method = "supervised",
+    labelled: float | None = None,
+    purify: Purify = "none",
     config: TrainConfig = TrainConfig(),  # noqa: B008  # frozen
+    semi: SemiConfig = SemiConfig(),  # noqa: B008  # frozen
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -55,7 +57,13 @@ def train(
         labels: class rasters or vector files; the layer ``labels`` (pseudo-labels) by default.
         field: field of vector features that holds the class name or id.
         only: the class that all vector features are of.
+        method: ``supervised``, or ``semi``: also learn from all other tiles outside validation,
+            which a teacher labels.
+        labelled: share (a float, 0 to 1) or number (an int) of the labelled tiles to learn from;
+            the others count as unlabelled. ``config.seed`` draws them, the same for both methods.
+        purify: ``vlm`` mends the teacher's labels by the site's layer ``opinions``.
         config: architecture, encoder and schedule.
+        semi: what ``method`` and ``labelled`` go by.
         device: where to train.
         overwrite: replace existing outputs.
         progress: shows what is going on.
@@ -64,47 +72,40 @@ def train(
         The checkpoint's path.
 
     Raises:
-        InputError: there are no labels, or the outputs cannot be written.
+        InputError: there are no labels, or no tiles without or no opinions where they are needed,
+            or the outputs cannot be written.
     """
-    opened, out = Site(site), Path(out)
+    opened, out = Site(site), as_path(out)
+    way = Way(method, labelled, purify, checked(semi))
+    way.check()
+    outputs, where = _Outputs(out), pick_device(device)
     checked(config)
-    outputs = _Outputs(out)
-    where = pick_device(device)
     with assembled() as team:
         team.check(config.batch_size)
         progress = progress if team.leads else SILENT
         if team.leads:
             outputs.check(overwrite, opened.path)
-        source = open_labels(opened, [Path(path) for path in labels], field, only)
+        opinions = SiteOpinions(opened) if purify == "vlm" else None
+        source = open_labels(opened, [as_path(path) for path in labels], field, only)
         torch.manual_seed(config.seed)
         network = build_segmenter(config, len(opened.bands), len(opened.classes))
-        counts = _count_labels(opened, source, progress)
-        _check_counts(opened, counts, progress)
-        tiles = _split(opened, counts)
-        run_key = fingerprint(
-            config,
-            describe_labels(opened, labels),
-            [field, only],
-            [[name, *map(str, (t.row, t.col))] for name, part in tiles[1].items() for t in part],
-            opened.classes.to_dict(),
-            opened.bands.to_dict(),
-        )
+        lots = cast_lots(opened, source, labelled, config.seed, progress)
+        way.check_lots(lots)
+        samples = Samples(opened, source, lots, config.window, config.seed)
         if team.leads:
-            outputs.prepare(run_key)
+            described = [describe_labels(opened, labels), [field, only], *samples.describe()]
+            outputs.prepare(fingerprint(config, *described, *way.describe(opinions)))
         team.wait()
-        objective = SupervisedObjective(network, config, len(opened.classes))
+        objective = way.objective(network, config, len(opened.classes))
+        sets = way.sets(samples, opinions, progress)
         schedule = Schedule(config.epochs, config.min_steps, config.batch_size, config.seed)
-        sets = [LabelWindows(opened, part, source, config.window, config.seed) for part in tiles]
-        work = outputs.work
-        metrics = fit(
-            objective, sets[0], sets[1], schedule, work, where, progress, "training", team
-        )
+        metrics = fit(objective, *sets, schedule, outputs.work, where, progress, "training", team)
         if team.leads:
             outputs.write_report(metrics)
             gsd = opened.ground_sample_distance
             card = Card("segmenter", config, opened.classes, opened.bands, gsd)
-            save_checkpoint(out, network, card)
-            shutil.rmtree(work)
+            save_checkpoint(out, objective.trained, card)
+            shutil.rmtree(outputs.work)
     return out
 
 
@@ -136,7 +137,8 @@ class _Outputs:
     @property
     def work(self) -> Path:
         """The folder of the resume file."""
-        return self.model.with_name(self.model.name + ".partial")
+        place = workplace(self.model)
+        return place.with_name(place.name + ".partial")
 
     def prepare(self, key: str) -> None:
         """Make the folder of the resume file; empty it where it belongs to another training."""
@@ -184,57 +186,3 @@ def describe_labels(site: Site, labels: Sequence[str | Path]) -> object:
     files = [split_layer(Path(path)) for path in labels]
     described = [[describe_source(file), layer] for file, layer in files]
     return described or site.layers.get("labels")
-
-
-def _count_labels(
-    site: Site, source: LabelSource, progress: Progress
-) -> dict[str, NDArray[np.int64]]:
-    """Return labelled pixels per tile and class: scene name → (rows, cols, K)."""
-    counts: dict[str, NDArray[np.int64]] = {}
-    total = sum(len(scene.tiling) for scene in site.scenes.values())
-    with progress.step("reading labels", total, "tiles") as step:
-        for name, scene in site.scenes.items():
-            table = np.zeros((*scene.tiling.counts, len(site.classes)), np.int64)
-            for tile in scene.tiling:
-                if scene.tile_valid[tile.row, tile.col]:
-                    found = np.bincount(source(name, tile.core).ravel(), minlength=256)
-                    table[tile.row, tile.col] = found[: len(site.classes)]
-                step.advance()
-            counts[name] = table
-    return counts
-
-
-def _check_counts(site: Site, counts: Mapping[str, NDArray[np.int64]], progress: Progress) -> None:
-    total = sum(table.sum(axis=(0, 1)) for table in counts.values())
-    if not np.any(total):
-        raise InputError(f"no labelled pixel lies on {site.path}; check the labels' CRS and ids")
-    for name, pixels in zip(site.classes.names, np.atleast_1d(total), strict=True):
-        if pixels == 0:
-            progress.warn(f"class {name!r} has no labelled pixel: it will never be predicted")
-
-
-def _split(
-    site: Site, counts: Mapping[str, NDArray[np.int64]]
-) -> tuple[dict[str, list[Tile]], dict[str, list[Tile]]]:
-    """Return the labelled tiles for training and for validation, in whole spatial blocks.
-
-    The split is the one made with the tags, where there are any.
-    """
-    scenes = site.scenes
-    labelled = {name: np.asarray(table.any(axis=-1)) for name, table in counts.items()}
-    if all(scene.tags is not None for scene in scenes.values()):
-        held = {name: scene.validation for name, scene in scenes.items()}
-    else:
-        tags = {
-            name: np.where(labelled[name][..., None], table > 0, -1).astype(np.int8)
-            for name, table in counts.items()
-        }
-        held = split_blocks([scene.tiles for scene in scenes.values()], tags)
-    parts: tuple[dict[str, list[Tile]], dict[str, list[Tile]]] = ({}, {})
-    for part, wanted in zip(parts, (False, True), strict=True):
-        for name, scene in scenes.items():
-            chosen = labelled[name] & (held[name] == wanted)
-            part[name] = [tile for tile in scene.tiling if chosen[tile.row, tile.col]]
-    if not any(parts[0].values()):
-        return parts[1], {}
-    return parts

@@ -21,9 +21,10 @@ from rsseg.io.files import discard_scratch, scratch_beside
 from rsseg.io.footprints import FootprintTable
 from rsseg.io.ground import row_areas
 from rsseg.io.map_classes import open_map, warn_of_strange_ids
-from rsseg.io.opening import small_cache
+from rsseg.io.opening import SMALL_CACHE, block_cache
 from rsseg.io.polygon_file import PolygonTable
 from rsseg.io.raster import Raster
+from rsseg.io.remote import as_path
 from rsseg.io.style import embed_style, polygons_qml
 from rsseg.io.vector_output import check_degrees, check_vectors, publish
 from rsseg.progress import SILENT, Progress
@@ -102,9 +103,9 @@ def vectorize(
             pixel with a class.
         RunError: reading or writing failed on the way.
     """
-    map_path, out = Path(map_path), Path(out)
+    map_path, out = as_path(map_path), as_path(out)
     _check_numbers(min_area, simplify, strip_rows, workers)
-    inputs = [map_path, *([] if confidence is None else [Path(confidence)])]
+    inputs = [map_path, *([] if confidence is None else [as_path(confidence)])]
     if right_angles and not only:
         raise InputError(
             "right angles are for buildings and the like, not for a whole map; say for which class "
@@ -112,7 +113,7 @@ def vectorize(
         )
     discard_scratch(out)
     check_vectors(out, overwrite, inputs)
-    with small_cache(), ClassRaster(map_path) as raster, ExitStack() as stack:
+    with block_cache(SMALL_CACHE), ClassRaster(map_path) as raster, ExitStack() as stack:
         check_degrees(out, raster.grid.crs, map_path)
         sure = None
         if confidence is not None:

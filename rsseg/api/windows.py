@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rsseg.config import ClassifierConfig, Settings, fingerprint
 from rsseg.errors import InputError
 from rsseg.grid import Tile, Tiling
-from rsseg.io.site import Scene, Site, describe_source
+from rsseg.io.remote import as_path, describe_source
+from rsseg.io.site import Scene, Site
 from rsseg.io.tag_table import is_tagged
 from rsseg.io.vector import Area, split_layer
 
@@ -46,7 +47,7 @@ class Chain:
         config = settings.classifier
         scenes = site.scenes
         tilings = windows_of(scenes, config.window, config.halo)
-        areas = {} if aoi is None else _areas(scenes, Path(aoi))
+        areas = {} if aoi is None else _areas(scenes, as_path(aoi))
         tagged: dict[str, list[Tile]] = {name: [] for name in scenes}
         mixed: dict[str, list[Tile]] = {name: [] for name in scenes}
         for name, scene in scenes.items():
@@ -61,7 +62,7 @@ class Chain:
                         mixed[name].append(tile)
         area_key = None
         if aoi is not None:
-            file, layer = split_layer(Path(aoi))
+            file, layer = split_layer(as_path(aoi))
             area_key = fingerprint(describe_source(file), layer)
         return cls(site, config, tags, tilings, tagged, mixed, area_key)
 

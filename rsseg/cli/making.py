@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rsseg.cli.shell import given, numbers, open_console, print_paths, share
+from rsseg.cli.opinions import ask
+from rsseg.cli.shell import (
+    given,
+    numbers,
+    open_console,
+    print_paths,
+    share,
+    share_or_number,
+)
 from rsseg.cli.weights import segments
 from rsseg.config import Settings, recipe_for, with_options
 from rsseg.errors import InputError
@@ -28,12 +36,14 @@ from rsseg.options import (
     Epochs,
     ExportTo,
     Field,
+    Labelled,
     LabellingModel,
     Labels,
     LabelWorkers,
     LastStep,
     LearningRate,
     Link,
+    MethodName,
     MinArea,
     MinShare,
     ModelOut,
@@ -42,6 +52,8 @@ from rsseg.options import (
     Patches,
     PointsPerSide,
     Proposals,
+    Purifier,
+    PurifierName,
     Quiet,
     Rasters,
     Recipe,
@@ -55,11 +67,17 @@ from rsseg.options import (
     TileOverlap,
     TileSize,
     TrainBatch,
+    TrainMethod,
     TrainSeed,
     TrainWindow,
     Until,
     ValShare,
     Verbose,
+    Vlm,
+    VlmBits,
+    VlmCoordinates,
+    VlmModel,
+    VlmUrl,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +108,7 @@ def tile(
 
     with open_console(context, quiet, verbose) as console:
         _check_chips(rasters, chips, [size, overlap])
-        tile(
+        site = tile(
             [chips] if chips is not None else rasters or [],
             out,
             Classes.parse(classes),
@@ -103,18 +121,20 @@ def tile(
             overwrite=overwrite,
             progress=console,
         )
-        sheet = sheet_path(out)
-        console.note(f"{out} is ready; tick the classes in {sheet} and run rsseg tag")
+        sheet = sheet_path(site.path)
+        console.note(f"{site.path} is ready; tick the classes in {sheet} and run rsseg tag")
 
 
 def _check_chips(
     rasters: list[Path] | None, chips: Path | None, tiling: Sequence[float | None]
 ) -> None:
+    from rsseg.io.remote import as_path
+
     if (chips is None) == (not rasters):
         raise InputError("give either rasters or --chips DIR")
     if chips is not None and any(value is not None for value in tiling):
         raise InputError("--size and --overlap do not go with --chips: every chip is one tile")
-    if chips is not None and not chips.is_dir():
+    if chips is not None and not as_path(chips).is_dir():
         raise InputError(f"--chips {chips}: no such folder")
 
 
@@ -162,6 +182,12 @@ def pseudo_label(
     points_per_side: PointsPerSide = None,
     recipe: Recipe = None,
     model: LabellingModel = None,
+    purify: Purifier = PurifierName.NONE,
+    vlm: Vlm = None,
+    vlm_url: VlmUrl = None,
+    vlm_model: VlmModel = None,
+    vlm_bits: VlmBits = None,
+    vlm_coordinates: VlmCoordinates = None,
     config: Config = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -186,12 +212,25 @@ def pseudo_label(
             prompting=None if points_per_side is None else "grid",
         )
         write = _exporter(site, until, export, overwrite, console)
+        named = (vlm, vlm_url, vlm_model, vlm_bits, vlm_coordinates)
+        if any(named):
+            Site(site).tags  # noqa: B018  # else the model would be asked for hours before
+        ask(
+            site,
+            purify,
+            *named,
+            sam=sam,
+            config=settings.vlm,
+            device=device,
+            console=console,
+        )
         pseudo_label(
             site,
             settings=replace(settings, proposals=chosen),
             until=until.value,
             sam=sam,
             model=model,
+            purify=purify.value,
             aoi=aoi,
             device=device,
             **given(batch_size=batch_size),
@@ -227,6 +266,14 @@ def train(
     labels: Labels = None,
     field: Field = None,
     only: OneClass = None,
+    method: TrainMethod = MethodName.SUPERVISED,
+    labelled: Labelled = None,
+    purify: Purifier = PurifierName.NONE,
+    vlm: Vlm = None,
+    vlm_url: VlmUrl = None,
+    vlm_model: VlmModel = None,
+    vlm_bits: VlmBits = None,
+    vlm_coordinates: VlmCoordinates = None,
     arch: Arch = None,
     encoder: Encoder = None,
     weights: EncoderWeights = None,
@@ -247,8 +294,9 @@ def train(
     from rsseg.learn.team import Team
 
     with open_console(context, quiet, verbose) as console:
-        settings = with_options(
-            Settings.load(config).train,
+        settings = Settings.load(config)
+        chosen = with_options(
+            settings.train,
             arch=arch,
             encoder=encoder,
             weights=weights,
@@ -259,13 +307,27 @@ def train(
             lr=lr,
             seed=seed,
         )
+        named = (vlm, vlm_url, vlm_model, vlm_bits, vlm_coordinates)
+        ask(
+            site,
+            purify,
+            *named,
+            sam=None,
+            config=settings.vlm,
+            device=device,
+            console=console,
+        )
         path = train(
             site,
             out,
             labels=labels or (),
             field=field,
             only=only,
-            config=settings,
+            method=method.value,
+            labelled=share_or_number("--labelled", labelled),
+            purify=purify.value,
+            config=chosen,
+            semi=settings.semi,
             device=device,
             overwrite=overwrite,
             progress=console,

@@ -76,6 +76,24 @@ def numbers(option: str, text: str | None) -> list[int] | None:
         raise InputError(f"{option} {text}: give band numbers like 1,2,3") from None
 
 
+def share_or_number(option: str, text: str | None) -> float | None:
+    """Return a share like ``5%`` or ``0.05`` as a float and a number like ``12`` as an int.
+
+    Raises:
+        InputError: it is neither; the message names the option.
+    """
+    if text is None:
+        return None
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise InputError(
+            f"{option} {text}: give a share like 5% or 0.05, or a number of tiles"
+        ) from None
+
+
 def share(present: int, known: int) -> str:
     """Return ``present / known`` in percent; nothing where nothing is known."""
     return f"{present / known:.1%}" if known else ""
@@ -83,8 +101,10 @@ def share(present: int, known: int) -> str:
 
 def print_paths(paths: Sequence[Path]) -> None:
     """Print what was written to stdout, a line each, for the next program to read."""
+    from rsseg.io.remote import as_path  # gives a URI its slashes back
+
     for path in paths:
-        print(path)
+        print(as_path(path))
 
 
 @dataclass(frozen=True)

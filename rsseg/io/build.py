@@ -17,9 +17,10 @@ from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Tiling, Window
-from rsseg.io.layers import Layer, geo_attributes, sweep, write_spatial_ref
+from rsseg.io.layers import Layer, geo_attributes, store_at, sweep, write_spatial_ref
 from rsseg.io.raster import Raster
-from rsseg.io.site import FORMAT, Site, describe_source, partial_path
+from rsseg.io.remote import RemotePath, describe_source
+from rsseg.io.site import FORMAT, MAKING, Site, is_unfinished, partial_path
 from rsseg.io.tag_table import plain_name
 
 LINK_FROM_BYTES = 2 * 10**9
@@ -96,7 +97,7 @@ class SitePlan:
 
 def is_made(path: Path, plan: SitePlan) -> bool:
     """Return whether there is a site that was made by the same plan from the same rasters."""
-    if not path.exists():
+    if not path.exists() or is_unfinished(path):
         return False
     return bool(Site(path).plan == json.loads(json.dumps(plan.describe())))
 
@@ -110,15 +111,22 @@ def create(
 ) -> Site:
     """Make a site, or go on with making it; the folder gets its name when it is complete.
 
+    In a store, where nothing can be renamed, the site is made in its place and opens when it is
+    complete.
+
     Args:
         path: the final folder.
         plan: what to make.
         measure: computes the statistics; called only where no earlier run has.
         advance: told the number of pixels done.
-        overwrite: replace the site that is there, once the new one is complete.
+        overwrite: replace the site that is there, once the new one is complete; in a store,
+            before it is begun.
     """
     partial = partial_path(path)
-    root = _partial_root(partial, plan, measure)
+    if isinstance(path, RemotePath):
+        root = _root_in_store(path, plan, measure)
+    else:
+        root = _partial_root(partial, plan, measure)
     for name, raster in plan.rasters.items():
         group = root.require_group(f"scenes/{name}")
         if COMPLETE not in group.attrs:
@@ -126,6 +134,15 @@ def create(
         else:
             advance(raster.grid.window.area)
     sweep(partial)
+    if isinstance(path, RemotePath):
+        described = root.attrs.asdict()
+        root.attrs.put({"rsseg": described.pop(MAKING), **described})
+    else:
+        _rename(partial, path, overwrite)
+    return Site(path)
+
+
+def _rename(partial: Path, path: Path, overwrite: bool) -> None:
     # Out of the way before it is removed: half a site must never stand under the name.
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -133,7 +150,6 @@ def create(
         path.rename(old)
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-    return Site(path)
 
 
 def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -> zarr.Group:
@@ -148,8 +164,29 @@ def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -
         if not all(child.name.startswith(("zarr.", "scenes")) for child in partial.iterdir()):
             raise InputError(f"{partial}: is in the way and not ours; move it elsewhere")
         shutil.rmtree(partial)
-    bands = measure()
-    facts = {
+    attributes: dict[str, Any] = {"rsseg": _facts(plan, measure()), "plan": described}
+    return zarr.create_group(partial, attributes=attributes, zarr_format=3)
+
+
+def _root_in_store(path: RemotePath, plan: SitePlan, measure: Callable[[], Bands]) -> zarr.Group:
+    """Return the root of a site that lacks only the attribute ``rsseg``.
+
+    A site that is to be replaced is none any more before its first object goes.
+    """
+    described = json.loads(json.dumps(plan.describe()))
+    root = zarr.open_group(store_at(path), mode="a", zarr_format=3)
+    if root.attrs.get("plan") == described and MAKING in root.attrs:
+        return root
+    root.attrs.put({MAKING: None})
+    for child in path.iterdir():
+        if child.is_dir():
+            child.remove_tree()
+    root.attrs.put({MAKING: _facts(plan, measure()), "plan": described})
+    return root
+
+
+def _facts(plan: SitePlan, bands: Bands) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": __version__,
         "classes": plan.classes.to_dict(),
@@ -160,8 +197,6 @@ def _partial_root(partial: Path, plan: SitePlan, measure: Callable[[], Bands]) -
         "pixel_bytes": plan.pixel_bytes(),
         "layers": {},
     }
-    attributes: dict[str, Any] = {"rsseg": facts, "plan": described}
-    return zarr.create_group(partial, attributes=attributes, zarr_format=3)
 
 
 def _fill_scene(

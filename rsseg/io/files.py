@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rsseg.errors import InputError, RunError
+from rsseg.io.remote import RemotePath, as_path, workplace
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -24,6 +25,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
         InputError: the path is an input or a folder, exists without ``overwrite``, or its folder
             is missing or cannot be written to.
     """
+    path = as_path(path)
     for source in inputs:
         if _same_file(path, source):
             raise InputError(f"{path}: is an input of this run ({source}); give another output")
@@ -35,12 +37,17 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
 
 
 def _same_file(path: Path, other: Path) -> bool:
+    if isinstance(path, RemotePath) or isinstance(other, RemotePath):
+        return path == as_path(other)
     if path.exists() and other.exists():
         return path.samefile(other)
     return path.resolve() == other.resolve()
 
 
 def _check_folder(path: Path) -> None:
+    if isinstance(path, RemotePath):
+        path.check_writable()
+        return
     folder = path.resolve().parent
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
@@ -58,6 +65,8 @@ def _check_folder(path: Path) -> None:
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; it takes the final name on success.
 
+    For an object it is a path on this machine, and the finished file is uploaded.
+
     The temporary file keeps the suffix (drivers look at it) and is the same in every run, so what
     a killed run left behind is written over by the next one. On failure it is removed, with
     whatever a driver laid beside it, and ``path`` stays as it was. A symbolic link is followed.
@@ -71,16 +80,19 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         InputError: see ``check_output``.
-        RunError: the finished file cannot take its final name.
+        RunError: the finished file cannot take its final name, or not be uploaded.
     """
     check_output(path, overwrite)
-    final = path.resolve()
-    temporary = final.with_name(f".{final.stem}.part{final.suffix}")
+    final = as_path(path).resolve()
+    temporary = workplace(final).with_name(f".{final.stem}.part{final.suffix}")
     _remove(temporary)
     try:
         yield temporary
-        _sync(temporary)
-        _rename(temporary, final)
+        if isinstance(final, RemotePath):
+            final.upload(temporary)
+        else:
+            _sync(temporary)
+            _rename(temporary, final)
     finally:
         _remove(temporary)
 
@@ -114,6 +126,8 @@ def _remove(temporary: Path) -> None:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside an output; it is gone afterwards, with all that is in it.
 
+    For an object it is on this machine.
+
     Its name is the same in every run, so what a killed run left behind goes with the next one.
 
     Args:
@@ -144,5 +158,5 @@ def discard_scratch(path: Path) -> None:
 
 
 def _scratch_folder(path: Path) -> Path:
-    final = path.resolve()
+    final = workplace(path.resolve())
     return final.with_name(f".{final.name}.scratch")

@@ -76,6 +76,42 @@ class LayerLabels:
         return values
 
 
+class TileLabels:
+    """Labels of some tiles alone; whatever else has a label is unlabelled here.
+
+    Args:
+        labels: all there are.
+        chosen: scene name → (rows, cols) whether a tile's labels are given.
+        core: side of the tile cores, pixels.
+    """
+
+    def __init__(
+        self, labels: LabelSource, chosen: Mapping[str, NDArray[np.bool_]], core: int
+    ) -> None:
+        self._labels = labels
+        self._chosen = chosen
+        self._core = core
+
+    def __call__(self, scene: str, window: Window) -> NDArray[np.uint8]:
+        given = of_tiles(self._chosen[scene], self._core, window)
+        if not given.any():
+            return np.full(given.shape, IGNORE, np.uint8)
+        return np.where(given, self._labels(scene, window), np.uint8(IGNORE))
+
+
+def of_tiles(table: NDArray[np.bool_], core: int, window: Window) -> NDArray[np.bool_]:
+    """Return (h, w) the value of the tile in whose core each pixel of a window lies.
+
+    Args:
+        table: (rows, cols), a value per tile.
+        core: side of the tile cores, pixels.
+        window: of pixels inside the scene.
+    """
+    rows = (window.row + np.arange(window.height)) // core
+    cols = (window.col + np.arange(window.width)) // core
+    return np.asarray(table[rows[:, None], cols])
+
+
 class _FileLabels(Protocol):
     """Labels of a file, which speaks of some of the scenes."""
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import FsspecStore
 
 from rsseg.classes import IGNORE
 from rsseg.grid import Grid, Window
 from rsseg.io.raster import mirror
+from rsseg.io.remote import RemotePath, as_path
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,15 @@ class Layer:
         return all(self._chunk_path((*lead, row, col)).exists() for row in rows for col in cols)
 
     def _chunk_path(self, index: tuple[int, ...]) -> Path:
+        key = self.array.metadata.encode_chunk_key(index)
+        return self._root / self.array.path / key
+
+    @cached_property
+    def _root(self) -> Path:
         store: Any = self.array.store
-        return Path(store.root) / self.array.path / self.array.metadata.encode_chunk_key(index)
+        if isinstance(store, FsspecStore):
+            return as_path(store.fs.unstrip_protocol(store.path))
+        return Path(store.root)
 
     def write(self, core: Window, values: NDArray[np.generic]) -> None:
         """Write a block of tile cores: (h, w) or (channels, h, w) in cells of the layer."""
@@ -89,12 +98,23 @@ class Layer:
         return values[..., rows[:, None], cols], inside
 
 
+def store_at(path: Path) -> Path | FsspecStore:
+    """Return what zarr opens for a folder, or for a prefix of objects."""
+    if isinstance(path, RemotePath):
+        return FsspecStore.from_url(str(path), storage_options=path.store_options)
+    return path
+
+
 def sweep(folder: Path) -> None:
     """Remove what zarr was writing when its process was killed; nobody may be writing there now.
+
+    Objects are there whole or not at all.
 
     Args:
         folder: of a group, with all that is in it.
     """
+    if isinstance(folder, RemotePath):
+        return
     for path in folder.rglob("*.partial"):
         if path.is_file():  # a classifier that is being fitted has a folder of that ending
             path.unlink(missing_ok=True)

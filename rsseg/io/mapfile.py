@@ -20,6 +20,7 @@ from rsseg.io.cog import Resampling, copy_as_cog
 from rsseg.io.files import check_output, replacing
 from rsseg.io.opening import open_dataset, open_raster, rasterio_window
 from rsseg.io.raster import Raster
+from rsseg.io.remote import as_path
 from rsseg.io.sidecars import check_sidecars, write_sidecars
 from rsseg.progress import SILENT, Progress, Step
 
@@ -127,7 +128,7 @@ def write_map(
         RunError: writing failed, for want of disk space for example.
     """
     assert classes is None or (count == 1 and dtype == "uint8" and nodata == IGNORE)
-    path = Path(path)
+    path = as_path(path)
     profile = _profile(grid, kind, count, dtype, nodata)
     shown = progress if grid.window.area >= SHOWN_PIXELS else SILENT
     check_sidecars(path, classes, overwrite)

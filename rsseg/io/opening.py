@@ -9,26 +9,32 @@ import shlex
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp, Interleaving
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from rsseg.errors import InputError, RunError
 from rsseg.grid import Grid, Window
+from rsseg.io.remote import RemotePath, gdal_name
 
 _CACHE = "GDAL_CACHEMAX"
 _USUAL_CACHE = "256"
-# A process that rsseg starts inherits the variable: the usual value is not a user's.
-_CACHE_IS_OURS = os.environ.get(_CACHE, _USUAL_CACHE) == _USUAL_CACHE
 # GDAL's own default is 5 % of the machine's memory, much of it for blocks never read again. It
 # looks at this variable once, at its first block; a user's own value stands.
 os.environ.setdefault(_CACHE, _USUAL_CACHE)
+
+MOST_CACHE = int(_USUAL_CACHE) * 2**20
+"""Bytes of blocks that GDAL keeps, unless the user says how many or less are known to suffice."""
+
+SMALL_CACHE = 2**25
+"""Bytes of blocks that suffice where each is read or written once."""
 
 MAX_CHECKED_BLOCKS = 4096
 """How many TIFF blocks, evenly spread, are compared with the size of the file."""
@@ -43,13 +49,26 @@ def cache_bytes() -> int:
     return size if size >= 100_000 else size * 2**20  # so GDAL tells bytes from megabytes
 
 
-def small_cache() -> AbstractContextManager[object]:
-    """Have GDAL keep few blocks, unless the user says how many.
+def allowed_cache(needed: int) -> int:
+    """Return how many bytes of blocks GDAL keeps within ``block_cache(needed)``."""
+    now = int(get_gdal_config(_CACHE))
+    return min(needed, MOST_CACHE) if now == MOST_CACHE else now
 
-    For whoever reads a raster from top to bottom, each block once.
+
+@contextmanager
+def block_cache(needed: int) -> Iterator[None]:
+    """Have GDAL keep that many bytes of blocks meanwhile, at the most 256 MB.
+
+    The cache is one for all threads of the process. Whatever else than the usual 256 MB is set, by
+    the variable GDAL_CACHEMAX or by a rasterio.Env, is the user's and stands.
     """
-    # In bytes: unlike the variable, rasterio's environment knows nothing of megabytes.
-    return rasterio.Env(**{_CACHE: 32 * 2**20}) if _CACHE_IS_OURS else nullcontext()
+    # Not as a rasterio.Env, which within another one leaves its value behind.
+    before = int(get_gdal_config(_CACHE))
+    set_gdal_config(_CACHE, allowed_cache(needed))
+    try:
+        yield
+    finally:
+        set_gdal_config(_CACHE, before)
 
 
 def open_dataset(path: Path, mode: str = "r", **profile: Any) -> Any:
@@ -57,7 +76,7 @@ def open_dataset(path: Path, mode: str = "r", **profile: Any) -> Any:
     # The filters are global: two threads must not restore them in each other's stead.
     with _filters_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, mode, **profile)
+        return rasterio.open(gdal_name(path), mode, **profile)
 
 
 def open_raster(path: Path) -> Any:
@@ -77,6 +96,8 @@ def _why_not_opened(path: Path, error: Exception) -> str:
         return "is a folder, not a raster; give a file"
     if not path.exists():
         return "no such file"
+    if isinstance(path, RemotePath):
+        return f"GDAL cannot read it where it is ({error})"
     if not os.access(path, os.R_OK):
         return "no permission to read this file"
     if path.stat().st_size == 0:
@@ -114,7 +135,7 @@ def check_content(dataset: Any, path: Path) -> None:
     if dataset.transform != Affine.identity():
         return
     ground_control_points = dataset.gcps[0]
-    files = shlex.join([str(path), str(path.with_name(f"{path.stem}_warped.tif"))])
+    files = shlex.join(map(gdal_name, [path, path.with_name(f"{path.stem}_warped.tif")]))
     if ground_control_points:
         method = "-tps" if len(ground_control_points) >= 10 else "-order 1"
         raise InputError(

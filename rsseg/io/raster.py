@@ -25,6 +25,7 @@ from rsseg.io.opening import (
     open_raster,
     rasterio_window,
 )
+from rsseg.io.remote import as_path
 from rsseg.io.validity import Validity
 from rsseg.io.views import averaged_view, nearest_view, resampled
 
@@ -68,6 +69,7 @@ class Raster:
             the first three bands, with the first one repeated where there are fewer.
         block_shape: (height, width) of the blocks on disk.
         has_mask: whether a pixel inside the raster could be invalid.
+        is_resampled: whether what is read are not the file's own pixels.
 
     Raises:
         InputError: the file is missing, damaged, of a kind that cannot be used, has no such band,
@@ -83,7 +85,7 @@ class Raster:
     ) -> None:
         assert ground_sample_distance is None or grid is None
         self._arguments = (path, bands, ground_sample_distance, grid)
-        self.path = Path(path)
+        self.path = as_path(path)
         with open_raster(self.path) as dataset:
             check_content(dataset, self.path)
             self.bands = _choose_bands(dataset, self.path, bands)
@@ -98,7 +100,8 @@ class Raster:
         if ground_sample_distance is not None:
             self.grid, view = resampled(own, self.path, ground_sample_distance), averaged_view
         self._view = None if self.grid == own else partial(view, grid=self.grid)
-        self.has_mask |= self._view is not None
+        self.is_resampled = self._view is not None
+        self.has_mask |= self.is_resampled
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._local = threading.local()
 
@@ -268,12 +271,13 @@ def _choose_rgb(dataset: Any, bands: Sequence[int]) -> tuple[int, int, int]:
     return (0, 1, 2) if len(bands) >= 3 else (0, 0, 0) if len(bands) == 1 else (0, 0, 1)
 
 
-def list_rasters(path: Path) -> list[Path]:
+def list_rasters(path: str | Path) -> list[Path]:
     """Return the rasters that a path stands for: a file itself, or those in a folder, sorted.
 
     Raises:
         InputError: the path does not exist, or the folder has no file with a raster's suffix.
     """
+    path = as_path(path)
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")

@@ -12,7 +12,8 @@ Layout (zarr format 3; see docs/formats.md)::
     └── models/                   checkpoints of classifiers
 
 A chunk is written whole and atomically, so a chunk that exists is a tile that is done. Workers
-write chunks only; attributes and metadata are the main process's.
+write chunks only; attributes and metadata are the main process's. In a store (``s3://…``), where
+nothing can be renamed, the attribute ``rsseg`` is what makes a site: it is written last.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from rsseg.bands import Bands
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Tiling, Window
-from rsseg.io.layers import Layer, LayerSpec, geo_attributes, sweep, write_spatial_ref
+from rsseg.io.layers import Layer, LayerSpec, geo_attributes, store_at, sweep, write_spatial_ref
 from rsseg.io.raster import Raster
+from rsseg.io.remote import RemotePath, as_path, describe_source
 from rsseg.io.tag_table import UNKNOWN, SceneTiles, TagTable, is_tagged
 
 FORMAT = 1
+MAKING = "rsseg:making"
+"""Attribute of the root in place of ``rsseg``, where a site in a store is not complete."""
 HOLD_BYTES = 2**30
 """Copied pixels of a site up to this size are kept in memory once they were read."""
 
@@ -75,7 +79,7 @@ class Scene:
     @property
     def source(self) -> Path:
         """The raster this scene was made from."""
-        return Path(self._facts["source"]["path"])
+        return as_path(self._facts["source"]["path"])
 
     @property
     def linked(self) -> bool:
@@ -203,7 +207,7 @@ class Site:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._root = _open_root(self.path)
         facts = self._facts
         self.classes = Classes.from_dict(facts["classes"], str(self.path))
@@ -293,8 +297,10 @@ def _open_root(path: Path) -> zarr.Group:
         partial = partial_path(path)
         hint = "rsseg tile was interrupted: run it again" if partial.exists() else "run rsseg tile"
         raise InputError(f"{path}: no such site; {hint}")
+    if is_unfinished(path):
+        raise InputError(f"{path}: no such site; rsseg tile was interrupted: run it again")
     try:
-        root = zarr.open_group(path, mode="r+", zarr_format=3)
+        root = zarr.open_group(store_at(path), mode="r+", zarr_format=3)
         facts: Any = root.attrs["rsseg"]
         made_by = facts["format"]
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -307,19 +313,13 @@ def _open_root(path: Path) -> zarr.Group:
     return root
 
 
-def describe_source(path: Path) -> dict[str, Any]:
-    """Return a raster's path, size in bytes and time of change, to recognise it later."""
-    stat = path.stat()
-    return {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
 def check_source(described: Mapping[str, Any]) -> None:
     """Raise unless the raster is still the one described.
 
     Raises:
         InputError: it is gone, or its size or time differ.
     """
-    path = Path(described["path"])
+    path = as_path(described["path"])
     if not path.exists():
         raise InputError(f"{path}: the raster this site links to is gone; run rsseg tile again")
     if describe_source(path) != dict(described):
@@ -328,6 +328,18 @@ def check_source(described: Mapping[str, Any]) -> None:
         )
 
 
+def is_unfinished(path: Path) -> bool:
+    """Return whether a site in a store was begun and not completed."""
+    if not isinstance(path, RemotePath):
+        return False
+    try:
+        return MAKING in zarr.open_group(store_at(path), mode="r", zarr_format=3).attrs
+    except (KeyError, TypeError, ValueError, OSError):
+        return False
+
+
 def partial_path(path: Path) -> Path:
-    """Return where an unfinished site lies."""
+    """Return where an unfinished site lies; in a store, where nothing can be renamed, there."""
+    if isinstance(path, RemotePath):
+        return path
     return path.with_name(path.name + ".partial")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rsseg.classes import Classes
 from rsseg.errors import InputError
+from rsseg.io.remote import local_copy
 from rsseg.io.tag_sheet import RESERVED, class_fields, parse_flags, scattered
 from rsseg.io.tag_table import (
     PRESENT,
@@ -72,11 +73,12 @@ def read_csv(
 
 def _read_rows(path: Path) -> pd.DataFrame:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        here = local_copy(path)
+        with here.open(encoding="utf-8-sig") as file:
             header = file.readline()
         separator = max(",;\t", key=header.count)
         rows = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            here, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None

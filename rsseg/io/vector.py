@@ -20,6 +20,7 @@ from rasterio.features import rasterize
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.grid import Grid, Window
+from rsseg.io.remote import as_path, gdal_name
 
 _LAYER_KEY = "|layername="
 
@@ -31,7 +32,7 @@ def split_layer(path: Path) -> tuple[Path, str | None]:
         InputError: there is no such file.
     """
     name, key, layer = str(path).partition(_LAYER_KEY)
-    file = Path(name)
+    file = as_path(name)
     if not file.exists():
         raise InputError(f"{file}: no such file; check the path")
     return file, layer if key else None
@@ -45,7 +46,7 @@ def is_vector(path: Path) -> bool:
     """
     file, _ = split_layer(path)
     try:
-        return len(pyogrio.list_layers(file)) > 0
+        return len(pyogrio.list_layers(gdal_name(file))) > 0
     except DataSourceError:
         return False
 
@@ -57,7 +58,7 @@ def field_names(path: Path) -> list[str]:
         InputError: missing or unreadable file, no such layer.
     """
     file, layer = _choose_layer(path)
-    return [str(name) for name in pyogrio.read_info(file, layer=layer)["fields"]]
+    return [str(name) for name in pyogrio.read_info(gdal_name(file), layer=layer)["fields"]]
 
 
 def read_table(path: Path) -> geopandas.GeoDataFrame:
@@ -72,7 +73,7 @@ def read_table(path: Path) -> geopandas.GeoDataFrame:
     """
     file, layer = _choose_layer(path)
     try:
-        table = pyogrio.read_dataframe(file, layer=layer, force_2d=True)
+        table = pyogrio.read_dataframe(gdal_name(file), layer=layer, force_2d=True)
     except (DataSourceError, DataLayerError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: layer {layer!r} cannot be read ({error})") from error
     if not isinstance(table, geopandas.GeoDataFrame):
@@ -267,7 +268,7 @@ def _choose_layer(path: Path) -> tuple[Path, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            layers = pyogrio.list_layers(file)
+            layers = pyogrio.list_layers(gdal_name(file))
     except DataSourceError as error:
         raise InputError(
             f"{file}: not a vector file that GDAL can read ({error}); "

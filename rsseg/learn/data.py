@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from rsseg.bands import Bands
 from rsseg.classes import IGNORE
 from rsseg.config import Jitter
-from rsseg.grid import Grid, Tile, Window
+from rsseg.grid import Tile, Window
 from rsseg.io.labels import LabelSource
 from rsseg.io.site import Scene, Site
+from rsseg.learn.augment import Crop, colour_jittered, draw_orientation, jittered, oriented
 
 Address = tuple[int, int]
 """Epoch (-1 in validation: no augmentation) and index of a sample."""
@@ -121,22 +121,22 @@ class TagWindows(Dataset[dict[str, Tensor]]):
         tags = self._tags_of(name, tile)
         if epoch >= 0:
             rng = np.random.default_rng((self._seed, epoch, index))
-            turns, mirrored = _orientation(rng)
-            normal = self._jittered(_oriented(normal, turns, mirrored), rng)
-            weight = _oriented(weight, turns, mirrored)
-            tags = np.moveaxis(_oriented(np.moveaxis(tags, -1, 0), turns, mirrored), 0, -1)
+            turns, mirrored = draw_orientation(rng)
+            normal = self._jittered(oriented(normal, turns, mirrored), rng)
+            weight = oriented(weight, turns, mirrored)
+            tags = np.moveaxis(oriented(np.moveaxis(tags, -1, 0), turns, mirrored), 0, -1)
         return {
-            "image": _tensor(normal),
-            "weight": _tensor(weight),
-            "tags": _tensor(tags),
+            "image": as_tensor(normal),
+            "weight": as_tensor(weight),
+            "tags": as_tensor(tags),
         }
 
     def _jittered(
         self, image: NDArray[np.float32], rng: np.random.Generator
     ) -> NDArray[np.float32]:
         if self._jitter == "colour":
-            return _colour_jittered(image, self._site.bands, rng)
-        return _jittered(image, rng)
+            return colour_jittered(image, self._site.bands, rng)
+        return jittered(image, rng)
 
     def _tags_of(self, name: str, tile: Tile) -> NDArray[np.int8]:
         core = self._site.core
@@ -171,6 +171,7 @@ class LabelWindows(Dataset[dict[str, Tensor]]):
         labels: the labels.
         size: side S of the crops, pixels.
         seed: of the augmentation.
+        resize: smallest and largest scale of the crops in training.
     """
 
     def __init__(
@@ -180,12 +181,14 @@ class LabelWindows(Dataset[dict[str, Tensor]]):
         labels: LabelSource,
         size: int,
         seed: int,
+        resize: tuple[float, ...] = (1.0, 1.0),
     ) -> None:
         self._site = site
         self._items = [(name, tile) for name, members in tiles.items() for tile in members]
         self._labels = labels
         self._size = size
         self._seed = seed
+        self._resize = resize
 
     def __len__(self) -> int:
         return len(self._items)
@@ -195,15 +198,17 @@ class LabelWindows(Dataset[dict[str, Tensor]]):
         name, tile = self._items[index]
         scene = self._site.scenes[name]
         rng = np.random.default_rng((self._seed, max(epoch, 0), index))
-        window = _crop(tile.core, self._size, scene.grid, rng if epoch >= 0 else None)
-        image, valid = scene.read(window)
-        normal = self._site.bands.normalise(image, valid)
-        label = np.where(valid, self._read_labels(scene, window), np.uint8(IGNORE))
+        crop = (
+            Crop.draw(tile.core, self._size, scene.grid, rng, self._resize)
+            if epoch >= 0
+            else Crop.centred(tile.core, self._size, scene.grid)
+        )
+        image, valid = scene.read(crop.window)
+        label = np.where(valid, self._read_labels(scene, crop.window), np.uint8(IGNORE))
+        shown = crop.image(self._site.bands.normalise(image, valid))
         if epoch >= 0:
-            turns, mirrored = _orientation(rng)
-            normal = _jittered(_oriented(normal, turns, mirrored), rng)
-            label = _oriented(label, turns, mirrored)
-        return {"image": _tensor(normal), "label": _tensor(label).long()}
+            shown = jittered(shown, rng)
+        return {"image": as_tensor(shown), "label": as_tensor(crop.marks(label)).long()}
 
     def _read_labels(self, scene: Scene, window: Window) -> NDArray[np.uint8]:
         full = np.full((window.height, window.width), IGNORE, np.uint8)
@@ -212,67 +217,6 @@ class LabelWindows(Dataset[dict[str, Tensor]]):
         return full
 
 
-def _crop(core: Window, size: int, grid: Grid, rng: np.random.Generator | None) -> Window:
-    """Return a crop around a core, moved at random by up to half a core, and into the raster."""
-    centre = (core.row + core.height // 2, core.col + core.width // 2)
-    corners = []
-    for middle, length, side in zip(centre, grid.shape, (core.height, core.width), strict=True):
-        shift = 0 if rng is None else int(rng.integers(-(side // 2), side // 2 + 1))
-        corner = middle - size // 2 + shift
-        corners.append(min(max(corner, 0), max(length - size, 0)))
-    return Window(corners[0], corners[1], size, size)
-
-
-def _orientation(rng: np.random.Generator) -> tuple[int, bool]:
-    return int(rng.integers(4)), bool(rng.integers(2))
-
-
-def _oriented(values: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
-    """Turn (…, H, W) by quarter turns and mirror it: from above, no direction is special."""
-    turned = np.rot90(values, turns, axes=(-2, -1))
-    return turned[..., ::-1] if mirrored else turned
-
-
-def _jittered(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Change brightness and contrast of a normalised (C, H, W) image, a little per band."""
-    bands = (len(image), 1, 1)
-    gain = rng.uniform(0.8, 1.25) * rng.uniform(0.95, 1.05, bands)
-    offset = rng.uniform(-0.25, 0.25) + rng.uniform(-0.08, 0.08, bands)
-    return (image * gain + offset).astype(np.float32)
-
-
-def _colour_jittered(
-    image: NDArray[np.float32], bands: Bands, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Change brightness, contrast and saturation by up to 0.3 and hue by up to 0.1 (SAN §4.3).
-
-    A normalised (3, H, W) image in the order of its bands is brought to [0, 1], for which these are
-    defined, and back: 8-bit values by their own range, others by that of the 8-bit view.
-    """
-    from torchvision.transforms.v2 import functional
-
-    order = list(bands.rgb)
-    mean, std = (np.asarray(v, np.float32)[order, None, None] for v in (bands.mean, bands.std))
-    eight_bit = bands.dtype == "uint8"
-    low, high = (
-        np.asarray(v, np.float32)[:, None, None]
-        for v in (((0,) * 3, (255,) * 3) if eight_bit else (bands.low, bands.high))
-    )
-    span = np.maximum(high - low, np.float32(1e-12))
-    colours = torch.from_numpy(((image[order] * std + mean - low) / span).clip(0, 1))
-    steps = (
-        (functional.adjust_brightness, rng.uniform(0.7, 1.3)),
-        (functional.adjust_contrast, rng.uniform(0.7, 1.3)),
-        (functional.adjust_saturation, rng.uniform(0.7, 1.3)),
-        (functional.adjust_hue, rng.uniform(-0.1, 0.1)),
-    )
-    for index in rng.permutation(len(steps)):
-        change, amount = steps[index]
-        colours = change(colours, amount)
-    changed = np.empty_like(image)
-    changed[order] = (colours.numpy() * span + low - mean) / std
-    return changed
-
-
-def _tensor(values: NDArray[Any]) -> Tensor:
+def as_tensor(values: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor of its own."""
     return torch.from_numpy(values.copy())  # turned views have negative strides

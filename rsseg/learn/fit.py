@@ -227,15 +227,17 @@ class _Loop(LightningModule):
                 f"training diverged in epoch {self.current_epoch} (loss {float(loss)}); "
                 "use a lower learning rate"
             )
-        self.log(
-            "loss",
-            loss,
+        self.log_dict(
+            {"loss": loss, **self._objective.parts()},
             on_step=False,
             on_epoch=True,
             sync_dist=True,
             batch_size=len(batch["image"]),
         )
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._objective.stepped()
 
     def on_train_epoch_end(self) -> None:
         for message in self._objective.warnings():

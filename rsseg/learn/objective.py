@@ -23,6 +23,12 @@ class Objective(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """Return the scalar training loss."""
 
+    def parts(self) -> Mapping[str, Tensor]:
+        """Return scalars that say more of the last loss, by name; kept as means of an epoch."""
+
+    def stepped(self) -> None:
+        """Do what follows a step of the optimiser."""
+
     def warnings(self) -> Sequence[str]:
         """Return what the user should know of the epoch that ends, a line each."""
 

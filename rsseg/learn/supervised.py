@@ -24,23 +24,38 @@ class SupervisedObjective:
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, classes: int) -> None:
-        self.network = network
+        self.learner = network
         self._config = config
         self._metric = MulticlassJaccardIndex(classes, ignore_index=IGNORE)
+
+    @property
+    def network(self) -> nn.Module:
+        """All that has weights."""
+        return self.learner
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network to keep in the end."""
+        return self.learner
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: the pretrained encoder learns more slowly."""
         config = self._config
-        slow = list(encoder_parameters(self.network))
+        slow = list(encoder_parameters(self.learner))
         return two_speed_groups(
-            self.network, slow, config.lr, config.encoder_lr_factor, config.weight_decay
+            self.learner, slow, config.lr, config.encoder_lr_factor, config.weight_decay
         )
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean cross entropy over the labelled pixels; 0 where there is none."""
-        logits: Tensor = self.network(batch["image"]).float()
-        total = cross_entropy(logits, batch["label"], ignore_index=IGNORE, reduction="sum")
-        return total / (batch["label"] != IGNORE).sum().clamp(min=1)
+        return label_loss(self.learner(batch["image"]), batch["label"])
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return nothing: the loss is all there is."""
+        return {}
+
+    def stepped(self) -> None:
+        """Do nothing."""
 
     def warnings(self) -> list[str]:
         """Return nothing: a cross entropy that stays high shows in the loss."""
@@ -56,3 +71,14 @@ class SupervisedObjective:
         value = float(self._metric.compute())
         self._metric.reset()
         return {"val_miou": value}
+
+
+def label_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the mean cross entropy over the labelled pixels; 0 where there is none.
+
+    Args:
+        logits: (B, K, S, S).
+        label: (B, S, S) int64 class indices, 255 = unlabelled.
+    """
+    total = cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)

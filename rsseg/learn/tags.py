@@ -135,6 +135,13 @@ class TagObjective:
         maps = self.network.refined(seen, seeds, share)
         return _Branch(*(self._inner(view.undo(one.float(), size)) for one in maps))
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return nothing: the loss is all there is."""
+        return {}
+
+    def stepped(self) -> None:
+        """Do nothing."""
+
     def warnings(self) -> list[str]:
         """Return a warning where the refined maps stay constant; once."""
         return self._collapse.warnings()

@@ -24,6 +24,7 @@ from rsseg.classes import Classes
 from rsseg.config import ClassifierConfig, TrainConfig, from_table
 from rsseg.errors import InputError
 from rsseg.io.files import replacing
+from rsseg.io.remote import local_copy
 from rsseg.nets.classifier import Classifier
 from rsseg.nets.segmenter import build_segmenter
 
@@ -101,12 +102,12 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the file, hexadecimal."""
-        with self.path.open("rb") as file:
+        with local_copy(self.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the network's tensors, on the CPU."""
-        return safetensors.torch.load_file(self.path)
+        return safetensors.torch.load_file(local_copy(self.path))
 
     def segmenter(self) -> nn.Module:
         """Return the trained segmenter, in evaluation mode, on the CPU."""
@@ -140,7 +141,7 @@ def _read_card(path: Path) -> Card:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; make one with rsseg train")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(local_copy(path), framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
         header: dict[str, Any] = json.loads(metadata[KEY])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:

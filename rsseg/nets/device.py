@@ -48,9 +48,16 @@ def hardware(device: torch.device) -> str:
 
 def training_precision(device: torch.device) -> Precision:
     """Return Lightning's precision name: bf16 where the hardware has it, else half or single."""
+    if fast_dtype(device) == torch.bfloat16:
+        return "bf16-mixed"
+    return "16-mixed" if device.type == "cuda" else "32-true"
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it in hardware, else float32."""
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "bf16-mixed" if device.type == "cpu" and cpu_has_bf16() else "32-true"
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
 def cpu_has_bf16() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg.nets.decoder import Answers, Prepared, PromptDecoder, PromptNet
-from rsseg.nets.device import cpu_has_bf16
+from rsseg.nets.device import fast_dtype
 
 _MASK_STRIDE = 4
 """Pixels of the frame per pixel of a mask."""
@@ -64,13 +64,6 @@ class Drawn:
     box: tuple[int, int, int, int]
     stability: float
     area: int
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the device multiplies it in hardware, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
 
 
 class Prompter:

@@ -27,6 +27,10 @@ TTA: Mapping[str, tuple[tuple[int, ...], ...]] = {
 """Test-time augmentations: over which axes an image is mirrored, each time its probabilities are
 computed; they are averaged."""
 
+PRECISIONS = ("float32", "bfloat16")
+"""In what numbers a segmenter may compute. bfloat16 halves the time where the hardware has it, and
+gives about one pixel in a hundred another class."""
+
 CPU_PIXELS = 2**18
 """Pixels that go through a network together on a CPU, where larger batches save no time: bounds
 the memory of the activations."""
@@ -113,16 +117,24 @@ class Forward:
         device: where it runs.
         progress: told when the memory forces smaller batches.
         tta: of ``TTA``: whether the network also looks at the mirrored image.
+        precision: of ``PRECISIONS``: what convolutions and matrix products are computed in.
     """
 
     def __init__(
-        self, network: nn.Module, device: torch.device, progress: Progress, tta: str = "none"
+        self,
+        network: nn.Module,
+        device: torch.device,
+        progress: Progress,
+        tta: str = "none",
+        precision: str = "float32",
     ) -> None:
         assert tta in TTA
+        assert precision in PRECISIONS
         self._network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._device = device
         self._progress = progress
         self._mirrored = TTA[tta]
+        self._reduced = precision == "bfloat16"
         self._limit: int | None = None
         self._way = _Way(device)
 
@@ -169,13 +181,15 @@ class Forward:
 
     def _scores(self, batch: Tensor) -> Tensor:
         if self._mirrored == ((),):
-            return self._network(batch).float()  # type: ignore[no-any-return]
-        seen = [
-            self._network(batch.flip(axes)).float().softmax(dim=1).flip(axes)
-            for axes in self._mirrored
-        ]
+            return self._seen(batch)
+        seen = [self._seen(batch.flip(axes)).softmax(dim=1).flip(axes) for axes in self._mirrored]
         mean = torch.stack(seen).mean(dim=0)
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+    def _seen(self, batch: Tensor) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._reduced):
+            logits: Tensor = self._network(batch)
+        return logits.float()
 
 
 class _Way:

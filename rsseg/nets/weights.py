@@ -219,6 +219,12 @@ def listing() -> list[Listed]:
     return [Listed(w.name, w.licence, w.size, w.use, _local(w)) for w in REGISTRY.values()]
 
 
+def sam_at_hand() -> Listed | None:
+    """SAM's weights on this machine, those that are quick on a CPU first; None without any."""
+    # The registry's order is that of their speed.
+    return next((one for one in listing() if "sam" in one.name and one.path is not None), None)
+
+
 def _known(name: str) -> Weights:
     if name not in REGISTRY:
         raise InputError(

@@ -51,3 +51,33 @@ def times_decoded(
 def _met(length: int, block: int, limit: int) -> int:
     """Return the pixels of all blocks that a window of ``length`` meets."""
     return min(length + block - 1, math.ceil(limit / block) * block)
+
+
+def worth_keeping(
+    shape: Sides, block: Sides, window: Sides, *, limit: float, readers: int = 1
+) -> float:
+    """Return how many pixels of blocks are worth keeping while windows go over a raster.
+
+    With those of a whole row of windows kept, no block is decoded twice. Where that is beyond the
+    limit, more than the blocks of neighbouring windows would not be used again before it is gone.
+
+    Args:
+        shape: of the raster.
+        block: of the file's blocks.
+        window: of what is read at a time.
+        limit: pixels that may be kept.
+        readers: who take windows in turn; each keeps its own blocks.
+    """
+    rows, cols = (_most_met(*sides) for sides in zip(window, block, shape, strict=True))
+    whole = math.ceil(shape[1] / block[1]) * block[1]
+    if rows * whole * readers <= limit:
+        return rows * whole * readers
+    if _met(window[0], block[0], shape[0]) * shape[1] * readers <= limit:
+        return limit  # enough for most rows of windows
+    # Windows side by side, and the blocks of the next while those of the last are still there.
+    return min(rows * min(2 * cols, whole) * readers, limit)
+
+
+def _most_met(length: int, block: int, limit: int) -> int:
+    """Return the pixels of all blocks that a window of ``length`` meets where it lies worst."""
+    return min((length + block - 2) // block + 1, math.ceil(limit / block)) * block

@@ -33,7 +33,7 @@ from rsseg.stages.job import Job
 T = TypeVar("T")
 
 IN_WORK = 2
-"""How many batches may be on their way from the network to the map."""
+"""How many batches may be on their way from the network to the map, at the most."""
 
 
 class Network(Protocol):
@@ -43,13 +43,37 @@ class Network(Protocol):
         """Return what a softmax over the classes makes probabilities of.
 
         Args:
-            images: (B, C, S, S) float32, normalised.
+            images: (B, C, S, S) float32, normalised; they are the next ones after the return, so
+                nothing that is returned may share their memory.
 
         Returns:
             B arrays (K, S, S) float32, in order. Another thread goes through them, once, and may
             wait there for a device to finish.
         """
         ...
+
+
+class _Pool:
+    """Arrays that are filled again and again: new ones for each window would scatter in memory.
+
+    Args:
+        shape: of each, float32.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._free: deque[NDArray[np.float32]] = deque()
+
+    def take(self) -> NDArray[np.float32]:
+        """Return an array that no one else uses, whatever it holds."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return np.empty(self._shape, np.float32)
+
+    def give(self, array: NDArray[np.float32]) -> None:
+        """Have an array used again."""
+        self._free.append(array)
 
 
 class _Seen(NamedTuple):
@@ -74,7 +98,7 @@ def predict_blocks(
     *,
     block_rows: int,
     wanted: Sequence[int] | None = None,
-    probabilities: bool = False,
+    layers: int = 2,
     workers: int = 2,
     tick: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[int, NDArray[np.uint8]]]:
@@ -85,21 +109,22 @@ def predict_blocks(
         network: says what is in a window.
         block_rows: height of a block in pixels; the last one may be lower.
         wanted: indices of the blocks to make, ascending; None makes all.
-        probabilities: whether to give every class's probability instead of the confidence.
+        layers: L, what to give of a pixel: 1 for its class; 2 for its confidence, too; 1 + K for
+            its class and every class's probability.
         workers: threads that read ahead; with 0 the caller's thread does everything.
         tick: called once for every window, also for those where there is nothing to predict.
 
     Yields:
-        (index, block): block is (2, rows, W) uint8, class index and confidence (0 … 254), or
-        (1 + K, rows, W), class index and probabilities (0 … 254); 255 where the source has no
-        valid pixel and outside the area. Of equal probabilities the lower class wins.
+        (index, block): block is (L, rows, W) uint8, class index and, 0 … 254 for 0 … 1, what else
+        is asked for; 255 where the source has no valid pixel and outside the area. Of equal
+        probabilities the lower class wins.
     """
     assert block_rows > 0
     height = job.shape[0]
     every = range(math.ceil(height / block_rows))
     for run in runs(every if wanted is None else wanted):
         top, bottom = run.start * block_rows, min(run.stop * block_rows, height)
-        blend = _Blend(job, probabilities)
+        blend = _Blend(job, layers)
         with closing(_strips(blend, network, top, bottom, workers, tick)) as strips:
             yield from zip(run, regrouped(strips, block_rows), strict=True)
 
@@ -150,9 +175,10 @@ def _strips(
     cells = product(rows, range(len(job.cols)))
     # Ahead of the batch that is being predicted, one batch waits; that bounds the memory.
     waiting = max(job.batch_size, workers)
-    with closing(ahead(lambda cell: _read(job, *cell), cells, workers, waiting)) as reads:
-        scored = _scored(job, network, _ticking(reads, tick))
-        with closing(ahead(blend.add, scored, min(workers, 1), IN_WORK)) as added:
+    pool = _Pool((job.window, job.window, len(job.bands)))
+    with closing(ahead(lambda cell: _read(job, pool, *cell), cells, workers, waiting)) as reads:
+        scored = _scored(job, network, _ticking(reads, tick), pool)
+        with closing(ahead(blend.add, scored, min(workers, 1), in_work(workers))) as added:
             complete = (strip for strip in added if strip is not None)
             for row, strip in zip(rows, complete, strict=True):
                 start = job.row_spans[row].begin
@@ -161,7 +187,12 @@ def _strips(
                     yield cut
 
 
-def _read(job: Job, row: int, col: int) -> _Seen:
+def in_work(workers: int) -> int:
+    """Return how many batches may be on their way: a GPU, which has more readers, needs more."""
+    return min(max(workers, 1), IN_WORK)
+
+
+def _read(job: Job, pool: _Pool, row: int, col: int) -> _Seen:
     side = job.window
     window = Window(job.rows[row], job.cols[col], side, side)
     nothing = _Seen(row, col, None, np.zeros((side, side), bool))
@@ -172,7 +203,7 @@ def _read(job: Job, row: int, col: int) -> _Seen:
     if not wanted.any():
         return nothing
     mean, std = np.asarray(job.bands.mean, np.float32), np.asarray(job.bands.std, np.float32)
-    normalised = np.empty((side, side, len(image)), np.float32)
+    normalised = pool.take()
     normalise_into(image, valid, mean, std, normalised)
     return _Seen(row, col, normalised, wanted)
 
@@ -183,16 +214,28 @@ def _ticking(items: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
         tick()
 
 
-def _scored(job: Job, network: Network, reads: Iterable[_Seen]) -> Iterator[_Scored]:
+def _scored(job: Job, network: Network, reads: Iterable[_Seen], pool: _Pool) -> Iterator[_Scored]:
     """Run the network on the windows that have something to predict; end each row of windows."""
+    most = min(job.batch_size, len(job.cols))
+    images = np.empty((most, job.window, job.window, len(job.bands)), np.float32)
     for row, of_row in groupby(reads, key=lambda read: read.row):
         seen = (read for read in of_row if read.image is not None)
         while batch := list(islice(seen, job.batch_size)):
-            images = np.stack([read.image for read in batch if read.image is not None])
+            without = [
+                _moved(read, place, pool) for read, place in zip(batch, images, strict=False)
+            ]
             # Seen as (B, C, S, S), pixels still lie together: what networks compute fastest with.
-            logits = network.logits(images.transpose(0, 3, 1, 2))
-            yield _Scored(row, [read._replace(image=None) for read in batch], logits, False)
+            logits = network.logits(images[: len(batch)].transpose(0, 3, 1, 2))
+            yield _Scored(row, without, logits, False)
         yield _Scored(row, [], [], True)
+
+
+def _moved(read: _Seen, place: NDArray[np.float32], pool: _Pool) -> _Seen:
+    """Copy a window's image to its place in the batch, and return the window without it."""
+    assert read.image is not None
+    np.copyto(place, read.image)
+    pool.give(read.image)
+    return read._replace(image=None)
 
 
 class _Blend:
@@ -204,12 +247,13 @@ class _Blend:
 
     Args:
         job: what to predict.
-        probabilities: whether to give every class's probability instead of the confidence.
+        layers: L, what to give of a pixel; see ``predict_blocks``.
     """
 
-    def __init__(self, job: Job, probabilities: bool) -> None:
+    def __init__(self, job: Job, layers: int) -> None:
+        assert layers in (1, 2, 1 + job.class_count)
         self.job = job
-        self.layers = 1 + job.class_count if probabilities else 2
+        self.layers = layers
         count, width = job.class_count, job.shape[1]
         tallest = max(span.end - span.begin for span in job.row_spans)
         self._left = np.zeros((count, tallest, _shared(job.col_spans)), np.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rsseg.classes import Classes
 from rsseg.errors import InputError
 from rsseg.io.mapfile import check_map
+from rsseg.io.remote import workplace
 
 SCRATCH_SUFFIX = ".partial"
 """What the folder of finished blocks is called, after the name of the map."""
@@ -44,8 +45,9 @@ class Outputs:
 
     @property
     def scratch(self) -> Path:
-        """The folder of finished blocks."""
-        return self.map.with_name(self.map.name + SCRATCH_SUFFIX)
+        """The folder of finished blocks, on this machine."""
+        place = workplace(self.map)
+        return place.with_name(place.name + SCRATCH_SUFFIX)
 
     def layers(self, class_count: int) -> int:
         """Return how many values of a pixel wait in the scratch folder until they are written.

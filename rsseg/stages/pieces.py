@@ -67,12 +67,11 @@ class Shared:
         store: BlockStore,
         job: Job,
         missing: Sequence[int],
-        probabilities: bool,
         advance: Advance,
     ) -> None:
         """Make the missing blocks; see ``Fill``."""
         cut = pieces(job, missing, store.block_rows, self.workers.size)
-        fill = partial(_fill, store, job, self.make, self.made_of, probabilities, self.readers)
+        fill = partial(_fill, store, job, self.make, self.made_of, self.readers)
         share = windows_of(job, missing, store.block_rows) / len(missing)
         seen = len(missing)
 
@@ -115,7 +114,6 @@ def _fill(
     job: Job,
     make: Callable[..., Network],
     made_of: tuple[Any, ...],
-    probabilities: bool,
     readers: int,
     piece: range,
 ) -> float:
@@ -123,7 +121,7 @@ def _fill(
     wanted = sorted(set(piece) & set(store.missing()))
     if wanted:
         network = _made(make, made_of)
-        fill_blocks(store, job, wanted, probabilities, _unheard, network=network, workers=readers)
+        fill_blocks(store, job, wanted, _unheard, network=network, workers=readers)
     return 0
 
 

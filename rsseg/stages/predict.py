@@ -14,14 +14,18 @@ from rsseg.classes import IGNORE, Classes
 from rsseg.config import fingerprint as fingerprint_of
 from rsseg.grid import Grid, Window
 from rsseg.io.blocks import BlockStore
+from rsseg.io.machine import give_back_freed
 from rsseg.io.mapfile import strips, write_map
+from rsseg.io.opening import SMALL_CACHE, block_cache
 from rsseg.io.raster import Raster
+from rsseg.io.remote import describe_source
 from rsseg.io.vector import Area
 from rsseg.progress import SILENT, Progress
 from rsseg.stages.ahead import ahead
 from rsseg.stages.blending import Network, predict_blocks, runs
 from rsseg.stages.job import Job, default_block_rows
 from rsseg.stages.outputs import Outputs
+from rsseg.stages.planning import reading_cache
 
 CONFIDENCE = "confidence, 0 to 254 for 0 to 1"
 """Description of the band."""
@@ -32,8 +36,8 @@ ENGINE = 2
 Advance = Callable[[float], None]
 """Is told how many windows more are done."""
 
-Fill = Callable[[BlockStore, Job, Sequence[int], bool, Advance], None]
-"""Makes the missing blocks of a job, with probabilities or without."""
+Fill = Callable[[BlockStore, Job, Sequence[int], Advance], None]
+"""Makes the missing blocks of a job."""
 
 Pick = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Takes what one file shows, (h, w) or (bands, h, w), from the layers (L, h, w) of the scratch."""
@@ -81,8 +85,10 @@ def predict_map(
     others_ours = not (store.missing() or outputs.map.exists())
     outputs.check(classes, others_ours=others_ours)
     fill = elsewhere or partial(fill_blocks, network=network, workers=workers)
-    _fill(store, job, fill, outputs.probabilities is not None, progress)
-    _write(store, job, outputs, classes, source, outputs.overwrite or others_ours, progress)
+    _fill(store, job, fill, progress)
+    give_back_freed()
+    with block_cache(SMALL_CACHE):
+        _write(store, job, outputs, classes, source, outputs.overwrite or others_ours, progress)
     store.remove()
 
 
@@ -145,11 +151,10 @@ def _identity(path: Path) -> tuple[str | int, ...]:
     """Return what tells a file from its earlier self; the name alone where it is no plain file."""
     if not path.is_file():
         return (str(path),)
-    status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    return tuple(describe_source(path).values())
 
 
-def _fill(store: BlockStore, job: Job, fill: Fill, probabilities: bool, progress: Progress) -> None:
+def _fill(store: BlockStore, job: Job, fill: Fill, progress: Progress) -> None:
     """Make the blocks that are still missing."""
     missing = store.missing()
     total = len(job.rows) * len(job.cols)
@@ -157,7 +162,7 @@ def _fill(store: BlockStore, job: Job, fill: Fill, probabilities: bool, progress
     with progress.step(f"predict {job.raster.path.name}", total, "windows", done=done) as step:
         if missing:
             store.begin()
-            fill(store, job, missing, probabilities, step.advance)
+            fill(store, job, missing, step.advance)
 
 
 def windows_of(job: Job, blocks: Sequence[int], block_rows: int) -> int:
@@ -171,7 +176,6 @@ def fill_blocks(
     store: BlockStore,
     job: Job,
     wanted: Sequence[int],
-    probabilities: bool,
     advance: Advance,
     *,
     network: Network | None,
@@ -184,11 +188,12 @@ def fill_blocks(
         network,
         block_rows=store.block_rows,
         wanted=wanted,
-        probabilities=probabilities,
+        layers=store.count,
         workers=workers,
         tick=partial(advance, 1),
     )
     with (
+        block_cache(reading_cache(job, workers)),
         closing(blocks),
         closing(ahead(partial(_keep, store), blocks, min(workers, 1), 1)) as kept,
     ):
@@ -198,7 +203,7 @@ def fill_blocks(
 
 def _keep(store: BlockStore, finished: tuple[int, NDArray[np.uint8]]) -> None:
     index, block = finished
-    store.write(index, block[: store.count])
+    store.write(index, block)
 
 
 def _placed(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rsseg.bands import Bands
@@ -19,7 +20,9 @@ from rsseg.classes import IGNORE
 from rsseg.config import LabelConfig, ProposalConfig
 from rsseg.io.layers import LABELS, LayerSpec
 from rsseg.io.masks import MASKS, OBJECTS, masks_spec
+from rsseg.io.opinions import OPINIONS, SURE
 from rsseg.ops.maskpack import pack
+from rsseg.ops.purify import TAU_CONF, purify
 from rsseg.ops.segments import (
     Masks,
     assign,
@@ -91,11 +94,12 @@ class MaskStage:
         if self.checkpoint is None:
             scale, least = config.superpixel_scale, config.superpixel_min_area
             return [superpixels(image, scale=scale, min_size=least) for image in images]
-        return _sam_masks(_load(self.checkpoint, self.device), images, config)
+        return _sam_masks(load_prompter(self.checkpoint, self.device), images, config)
 
 
 @lru_cache(maxsize=1)
-def _load(checkpoint: Path, device: str) -> Any:
+def load_prompter(checkpoint: Path, device: str) -> Any:
+    """Return the ``Prompter`` of SAM's weights; the one asked for last is kept."""
     from rsseg.nets.prompting import Prompter
     from rsseg.nets.sam import load_sam
 
@@ -116,7 +120,8 @@ class LabelStage:
     """Labels: each proposal's class by the CRF posterior inside it, the CRF's own elsewhere.
 
     Tiles whose tags allow one class alone get it without further ado; what no tag covers, and
-    what was not measured, is 255.
+    what was not measured, is 255. Where the posterior is unsure, a vision-language model's opinions
+    on classes that the tags allow have the last word (SemiEarth eqs. 5, 10, 11).
 
     Args:
         crf: fingerprint of the ``crf`` layer.
@@ -125,6 +130,8 @@ class LabelStage:
         config: how posteriors become labels.
         overlap: share of a segment that coarser ones may cover before it is left out.
         background: index of the background class, or None.
+        opinions: fingerprint of the ``opinions`` layer; None asks nobody.
+        tau_conf: posterior below which opinions are heard.
     """
 
     crf: str
@@ -133,16 +140,19 @@ class LabelStage:
     config: LabelConfig
     overlap: float
     background: int | None
+    opinions: str | None = None
+    tau_conf: float = TAU_CONF
     label: str = "labels"
     batch_size: int = 1
     pool: Pool = "none"
 
     @property
     def reads(self) -> Mapping[str, str]:
-        """Layers ``crf``, ``masks`` and ``objects``."""
-        if self.masks is None or self.objects is None:
-            return {"crf": self.crf}
-        return {"crf": self.crf, MASKS: self.masks, OBJECTS: self.objects}
+        """Layers ``crf``, ``masks`` and ``objects``, ``opinions``."""
+        wanted = {"crf": self.crf, OPINIONS: self.opinions}
+        if self.masks is not None and self.objects is not None:
+            wanted |= {MASKS: self.masks, OBJECTS: self.objects}
+        return {name: key for name, key in wanted.items() if key is not None}
 
     @property
     def writes(self) -> LayerSpec:
@@ -165,6 +175,21 @@ class LabelStage:
         likely = np.where(allowed, posterior, np.float32(-1))
         labels: NDArray[np.uint8] = likely.argmax(axis=0).astype(np.uint8)
         labels[~wanted] = IGNORE
+        labels = self._painted(labels, tile, allowed, posterior, likely, present)
+        if self.opinions is None:
+            return labels
+        return self._purified(labels, tile.layers[OPINIONS][inner], allowed, likely.max(axis=0))
+
+    def _painted(
+        self,
+        labels: NDArray[np.uint8],
+        tile: TileData,
+        allowed: NDArray[np.bool_],
+        posterior: NDArray[np.float32],
+        likely: NDArray[np.float32],
+        present: NDArray[np.intp],
+    ) -> NDArray[np.uint8]:
+        """Return labels with the segments' classes, and without those that are not sure enough."""
         unsure = likely.max(axis=0) < self.config.min_confidence
         if tile.objects is None:
             return np.where(unsure, np.uint8(IGNORE), labels)
@@ -179,6 +204,23 @@ class LabelStage:
         labels = np.where(np.take_along_axis(allowed, ids, axis=0)[0], painted, labels)
         labels[unsure & ~masks.masks.any(axis=0)] = IGNORE
         return labels
+
+    def _purified(
+        self,
+        labels: NDArray[np.uint8],
+        opinions: NDArray[np.uint8],
+        allowed: NDArray[np.bool_],
+        confidence: NDArray[np.float32],
+    ) -> NDArray[np.uint8]:
+        """Return labels (H, W) that opinions (K, H, W) on allowed classes have rectified."""
+        heard = np.where(allowed, opinions, 0) / np.float32(SURE)
+        purified = purify(
+            torch.from_numpy(labels)[None].long(),
+            torch.from_numpy(confidence)[None],
+            torch.from_numpy(heard)[None],
+            self.tau_conf,
+        )
+        return purified.label[0].numpy().astype(np.uint8)
 
     def _scored(
         self, masks: Masks, posterior: NDArray[np.float32], present: NDArray[np.intp]

@@ -31,6 +31,7 @@ class TileData:
         labelled: (S, S) whether the pixel's core is tagged at all.
         layers: what earlier stages made, by name, in their cells.
         objects: the objects of the tile's core, for a stage that reads masks.
+        scene: name of the scene that it is a tile of.
     """
 
     tile: Tile
@@ -40,6 +41,7 @@ class TileData:
     labelled: NDArray[np.bool_]
     layers: Mapping[str, NDArray[Any]]
     objects: Objects | None = None
+    scene: str = ""
 
 
 class Stage(Protocol):

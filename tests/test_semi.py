@@ -613,7 +613,7 @@ def test_zero_opinions_train_like_none(folder, tmp_path):
         (["--purify", "vlm"], "--purify vlm mends .* give --method semi"),
         (
             ["--method", "semi", "--labelled", "5%", "--purify", "vlm"],
-            "site.zarr has no opinions of a vision-language model: run ",
+            "site.zarr has no opinions of a vision-language model: name one with --vlm",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def test_the_command_names_files_but_no_folders(tmp_path, model):
     predict(source, model, tmp_path / "map.tif", aoi=aoi, gsd=2.5, batch_size=3, overlap=0.5)
     assert opened(tmp_path / "map.tif")[2]["RSSEG_COMMAND"] == (
         "rsseg predict 'a b.tif' --model=model.pt --window=64 --overlap=0.5 --batch-size=3 "
-        "--blend=ramp --tta=none --gsd=2.5 --aoi=aoi.gpkg"
+        "--blend=ramp --tta=none --precision=float32 --gsd=2.5 --aoi=aoi.gpkg"
     )
 
 

@@ -389,7 +389,7 @@ def test_predict_refuses_what_cannot_fit_before_it_begins(tmp_path, capsys, monk
     path = write_raster(tmp_path / "a.tif", PIXELS, tiled=True)
     model = write_model(tmp_path / "model.pt")
     own = memory().own
-    monkeypatch.setattr(preflight, "memory", lambda: Memory(own + 10**8, own, own))
+    monkeypatch.setattr(preflight, "memory", lambda: Memory(own + 17 * 10**6, own, own))
     words = [*("predict", path, "--model", model, "--out", tmp_path / "m.tif"), "--device", "cpu"]
     before = sorted(tmp_path.iterdir())
     assert main([*map(str, words), "--batch-size", "1200"]) == 2

@@ -34,7 +34,7 @@ from accuracy_cost import cost
 from accuracy_data import DataSet, Part, central, chips, data_set, dubai, reduced, thinned
 from accuracy_rows import PROTOCOLS, ROWS, TIMED, Protocol, Row, seeds_of, settings_of
 from accuracy_tables import Table
-from kept import Results, machine
+from kept import open_results
 
 from rsseg.config import fingerprint
 from rsseg.console import Console
@@ -135,14 +135,16 @@ def open_bench(data: DataSet, part: Part, protocol: Protocol, out: Path, weights
         beside = weights / REGISTRY[protocol.sam].file
         sam = beside if beside.is_file() else find(protocol.sam)
     device = pick_device(protocol.device)
-    bench = Bench(
-        folder, data, part, protocol, Results(folder / "results.json"), sam, str(device), Console()
+    return Bench(
+        out=folder,
+        data=data,
+        part=part,
+        results=open_results(folder, protocol.name, device),
+        device=str(device),
+        progress=Console(),
+        protocol=protocol,
+        sam=sam,
     )
-    about = {"protocol": protocol.name, "device": str(device)}
-    bench.results.need("about", lambda: about | machine(device))
-    if any(bench.results.units["about"][name] != value for name, value in about.items()):
-        sys.exit(f"{folder}: has results of other settings; give a new folder")
-    return bench
 
 
 def measure(bench: Bench, rows: Sequence[Row], units: Sequence[Unit]) -> None:

@@ -47,17 +47,15 @@ STRIDE = 32
 """Sides of images that go through a segmenter are multiples of it."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One part of a data set.
+@dataclass(frozen=True, kw_only=True)
+class MapBench:
+    """One part of a data set, whose images are mapped by segmenters and scored.
 
     Args:
         out: folder of the data set's results.
         data: the data set, in the protocol's size.
         part: what is learned and scored on.
-        protocol: how large everything is.
         results: what was measured.
-        sam: SAM's checkpoint; None for superpixels.
         device: where networks run.
         progress: shows what is going on.
     """
@@ -65,11 +63,79 @@ class Bench:
     out: Path
     data: DataSet
     part: Part
-    protocol: Protocol
     results: Results
-    sam: Path | None
     device: str
     progress: Progress
+
+    def name(self, kind: str, key: str) -> str:
+        """Return what a unit is kept under."""
+        return f"{self.part} {kind} {key}"
+
+    def need(self, kind: str, key: str, unit: Unit, state: str) -> None:
+        """Measure a unit, with its time, if that has not been done yet."""
+        self.results.need(self.name(kind, key), partial(timed, unit), state)
+
+    def best(self, keys: Sequence[str]) -> str | None:
+        """Return the key whose map is best on the choosing part; None until all were measured."""
+        names = {key: f"choosing map {key}" for key in keys}
+        if any(name not in self.results.units for name in names.values()):
+            return None
+        counts = {key: np.array(self.results.units[name]["matrix"]) for key, name in names.items()}
+        return max(counts, key=lambda key: scores(counts[key]).miou)
+
+    def model(self, key: str) -> Path:
+        """Return where the checkpoint of a row and seed lies; its maps are beside it."""
+        slug = "-".join("".join(c if c.isalnum() else " " for c in key).split())
+        return self.out / self.part / f"{slug}.pt"
+
+    def state(self, labels: str) -> str:
+        """Return what stands for labels and for the images that are learned and scored on."""
+        learned, held = (
+            [image.name for image in images]
+            for images in (self.data.learned(self.part), self.data.mapped(self.part))
+        )
+        return fingerprint(labels, learned, held)
+
+    def map_of(self, key: str, image: Image) -> Path:
+        """Return where the map of an image is kept."""
+        suffix = "png" if self.data.chips else "tif"
+        return self.model(key).with_suffix("") / f"{image.name}.{suffix}"
+
+    def score_maps(self, key: str) -> dict[str, Any]:
+        """Map the images to be scored whole, and count the pixels by true and mapped class."""
+        images, classes, model = self.data.mapped(self.part), self.data.classes, self.model(key)
+        maps = [self.map_of(key, image) for image in images]
+        maps[0].parent.mkdir(exist_ok=True)
+        if self.data.chips:
+            map_chips(images, maps, model, self.device, self.progress)
+        else:
+            for image, out in zip(images, maps, strict=True):
+                predict(
+                    image.path,
+                    model,
+                    out,
+                    device=self.device,
+                    overwrite=True,
+                    progress=self.progress,
+                )
+        pairs = (
+            (image.read_truth(classes), read_classes(path, classes))
+            for image, path in zip(images, maps, strict=True)
+        )
+        return {"matrix": counted(pairs, classes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(MapBench):
+    """One part of a data set, with pseudo-labels from tags.
+
+    Args:
+        protocol: how large everything is.
+        sam: SAM's checkpoint; None for superpixels.
+    """
+
+    protocol: Protocol
+    sam: Path | None
 
     # --- Rows -----------------------------------------------------------------------------------
 
@@ -78,9 +144,9 @@ class Bench:
         settings = settings_of(row, self.protocol, seed)
         model = self.model(f"{row.on} {seed}") if row.again else None
         label = partial(self.label, settings, model)
-        state = self._state(f"{state_of_labels(settings)} {row.on if row.again else ''}")
+        state = self.state(f"{state_of_labels(settings)} {row.on if row.again else ''}")
         key = f"{row.name} {seed}"
-        self._need("labels", key, partial(self.labels, label), state)
+        self.need("labels", key, partial(self.labels, label), state)
         if map_too:
             self._model(key, settings.train, label, state)
 
@@ -88,25 +154,14 @@ class Bench:
         """Measure the map of a candidate for the control."""
         config = control_config(control, self.protocol, seed)
         truths = [image.truth for image in self.data.learned(self.part)]
-        self._model(f"{control.name} {seed}", config, self.site, self._state("truth"), truths)
+        self._model(f"{control.name} {seed}", config, self.site, self.state("truth"), truths)
 
     def chosen_control(self) -> Control | None:
         """Return the candidate that is best on the choosing part; None until all were measured."""
-        found: dict[Control, float] = {}
-        for control in self.protocol.controls:
-            name = f"choosing map {control.name} {self.protocol.seeds[0]}"
-            if name not in self.results.units:
-                return None
-            matrix = np.array(self.results.units[name]["matrix"])
-            found[control] = scores(matrix).miou
-        return max(found, key=found.__getitem__)
-
-    def name(self, kind: str, key: str) -> str:
-        """Return what a unit is kept under."""
-        return f"{self.part} {kind} {key}"
-
-    def _need(self, kind: str, key: str, unit: Unit, state: str) -> None:
-        self.results.need(self.name(kind, key), partial(_timed, unit), state)
+        first = self.protocol.seeds[0]
+        keys = {f"{control.name} {first}": control for control in self.protocol.controls}
+        best = self.best(list(keys))
+        return None if best is None else keys[best]
 
     def _model(
         self,
@@ -140,20 +195,8 @@ class Bench:
             )
             return {}
 
-        self._need("model", key, fit, state)
-        self._need("map", key, partial(self.score_maps, key), state)
-
-    def model(self, key: str) -> Path:
-        """Return where the checkpoint of a row and seed lies; its maps are beside it."""
-        slug = "-".join("".join(c if c.isalnum() else " " for c in key).split())
-        return self.out / self.part / f"{slug}.pt"
-
-    def _state(self, labels: str) -> str:
-        learned, held = (
-            [image.name for image in images]
-            for images in (self.data.learned(self.part), self.data.mapped(self.part))
-        )
-        return fingerprint(labels, learned, held)
+        self.need("model", key, fit, state)
+        self.need("map", key, partial(self.score_maps, key), state)
 
     # --- Pseudo-labels --------------------------------------------------------------------------
 
@@ -186,37 +229,7 @@ class Bench:
             (image.read_truth(classes), read(image.name, site.scenes[image.name].grid.window))
             for image in self.data.labelled(self.part)
         )
-        return {"matrix": _counted(pairs, classes)}
-
-    # --- Maps -----------------------------------------------------------------------------------
-
-    def map_of(self, key: str, image: Image) -> Path:
-        """Return where the map of an image is kept."""
-        suffix = "png" if self.data.chips else "tif"
-        return self.model(key).with_suffix("") / f"{image.name}.{suffix}"
-
-    def score_maps(self, key: str) -> dict[str, Any]:
-        """Map the images to be scored whole, and count the pixels by true and mapped class."""
-        images, classes, model = self.data.mapped(self.part), self.data.classes, self.model(key)
-        maps = [self.map_of(key, image) for image in images]
-        maps[0].parent.mkdir(exist_ok=True)
-        if self.data.chips:
-            map_chips(images, maps, model, self.device, self.progress)
-        else:
-            for image, out in zip(images, maps, strict=True):
-                predict(
-                    image.path,
-                    model,
-                    out,
-                    device=self.device,
-                    overwrite=True,
-                    progress=self.progress,
-                )
-        pairs = (
-            (image.read_truth(classes), read_classes(path, classes))
-            for image, path in zip(images, maps, strict=True)
-        )
-        return {"matrix": _counted(pairs, classes)}
+        return {"matrix": counted(pairs, classes)}
 
 
 def map_chips(
@@ -243,7 +256,7 @@ def _filled(side: int) -> int:
     return -(-side // STRIDE) * STRIDE
 
 
-def _counted(
+def counted(
     pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: Classes
 ) -> list[list[int]]:
     """Return the confusion matrix (K, K + 1) of pairs of truth and labels."""
@@ -254,7 +267,8 @@ def _counted(
     return counts
 
 
-def _timed(unit: Unit) -> dict[str, Any]:
+def timed(unit: Unit) -> dict[str, Any]:
+    """Return what a unit found and how long it took."""
     start = time.perf_counter()
     found = unit()
     return found | {"seconds": round(time.perf_counter() - start, 1)}

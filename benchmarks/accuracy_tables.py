@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from accuracy_data import DataSet, Part
@@ -91,11 +91,11 @@ class Table:
         for row, found in rows:
             gain = self._gain(kind, row, found)
             ratio = [_ratio(found, control)] if kind == "map" else []
-            yield _line([row.name, len(found), _spread(found, "miou"), gain, *ratio], found)
+            yield _line([row.name, len(found), spread(found, "miou"), gain, *ratio], found)
         if control and self._control:
             name = f"{self._control.name.rsplit(' ', 2)[0]} (lr {self._control.lr:g}, "
             name += f"{self._control.steps} steps)"
-            yield _line([name, len(control), _spread(control, "miou"), "", "1"], control)
+            yield _line([name, len(control), spread(control, "miou"), "", "1"], control)
         yield ""
 
     def _gain(self, kind: str, row: Row, found: dict[int, Scores]) -> str:
@@ -119,7 +119,7 @@ class Table:
         yield "| control: learning rate | steps | mIoU | OA | mF |"
         yield "|---|---|---|---|---|"
         for control, found in rows:
-            cells = [_spread(found, what) for what in ("miou", "oa", "mf1")]
+            cells = [spread(found, what) for what in ("miou", "oa", "mf1")]
             yield f"| {control.lr:g} | {control.steps} | {' | '.join(cells)} |"
         yield ""
 
@@ -151,7 +151,7 @@ class Table:
 
 def _line(cells: Sequence[object], found: dict[int, Scores]) -> str:
     per_class = np.mean([one.iou for one in found.values()], axis=0)
-    ends = [_spread(found, "oa"), _spread(found, "mf1"), *(f"{value:.3f}" for value in per_class)]
+    ends = [spread(found, "oa"), spread(found, "mf1"), *(f"{value:.3f}" for value in per_class)]
     return f"| {' | '.join(map(str, [*cells, *ends]))} |"
 
 
@@ -159,7 +159,8 @@ def _mean(found: dict[int, Scores], what: str) -> float:
     return float(np.mean([getattr(one, what) for one in found.values()]))
 
 
-def _spread(found: dict[int, Scores], what: str) -> str:
+def spread(found: Mapping[int, Scores], what: str) -> str:
+    """Return mean ± standard deviation over seeds of a score."""
     values = [getattr(one, what) for one in found.values()]
     text = f"{np.mean(values):.3f}"
     return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.3f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -49,6 +50,16 @@ class Results:
     def of(self, prefix: str) -> list[dict[str, Any]]:
         """Return the units whose names begin with this."""
         return [unit for name, unit in self.units.items() if name.startswith(prefix)]
+
+
+def open_results(folder: Path, protocol: str, device: torch.device) -> Results:
+    """Return the results of a folder; exit where they are of another protocol or device."""
+    results = Results(folder / "results.json")
+    about = {"protocol": protocol, "device": str(device)}
+    results.need("about", lambda: about | machine(device))
+    if any(results.units["about"][name] != value for name, value in about.items()):
+        sys.exit(f"{folder}: has results of other settings; give a new folder")
+    return results
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -72,10 +72,11 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees: the next training step needs it again.
+    """Have this process keep the memory that it frees: the next step or window needs it again.
 
     glibc returns large blocks to the system at once, and each step fetches them anew, page by page.
-    A step of the default classifier takes 0.7 of the time without. Elsewhere nothing happens.
+    A training step of the default classifier takes 0.7 of the time without. Elsewhere nothing
+    happens.
     """
     # From glibc's malloc.h: one arena (others return what they free), what is at its top stays, and
     # no block but the largest gets pages of its own.

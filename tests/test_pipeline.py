@@ -232,7 +232,7 @@ def test_sam_runs_once_for_an_image_and_its_own_settings(way, monkeypatch):
         return [superpixels(image) for image in images]
 
     before = Site(way.site).layers
-    for name in ("labelling._sam_weights", "sam._load", "sam._sam_masks"):
+    for name in ("labelling._sam_weights", "sam.load_prompter", "sam._sam_masks"):
         room = "rsseg.api" if name.startswith("labelling") else "rsseg.stages"
         found = propose if name.endswith("masks") else lambda *_: Path("some_sam.pt")
         monkeypatch.setattr(f"{room}.{name}", found)

@@ -291,7 +291,7 @@ def no_classifier(monkeypatch):
     def refused(*_, **__):
         raise AssertionError
 
-    for name in ("classifier_of", "_objects", "listing", "find"):
+    for name in ("classifier_of", "_objects", "sam_at_hand", "find"):
         monkeypatch.setattr(f"rsseg.api.labelling.{name}", refused)
 
 
@@ -423,7 +423,7 @@ def test_on_the_command_line(site, model, tmp_path, monkeypatch, capsys, no_clas
 
 def test_without_proposals_the_crf_alone_makes_the_labels(tmp_path, monkeypatch):
     """With the classifier as well; SAM's weights are not looked for, and nobody is warned."""
-    for name in ("_objects", "listing", "find"):
+    for name in ("_objects", "sam_at_hand", "find"):
         monkeypatch.setattr(f"rsseg.api.labelling.{name}", lambda *_, **__: 1 / 0)
     listener = Listener()
     quick = replace(SETTINGS.classifier, strides=(8,), hidden=4, min_steps=2)

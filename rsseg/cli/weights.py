@@ -77,14 +77,14 @@ def segments(
 
 
 def _sam_at_hand(sam: str | None) -> str:
-    from rsseg.nets.weights import find, listing
+    from rsseg.nets.weights import find, sam_at_hand
 
     if sam is not None:
         return str(find(sam))
-    there = [one.path for one in listing() if "sam" in one.name and one.path is not None]
-    if not there:
+    at_hand = sam_at_hand()
+    if at_hand is None:
         raise InputError(
             "--proposals sam: no SAM weights at hand; run rsseg weights fetch mobile_sam, "
             "or give --sam FILE"
         )
-    return str(there[0])
+    return str(at_hand.path)
